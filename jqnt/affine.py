@@ -1,0 +1,157 @@
+"""Quantizer mathematics: straight-through rounding, exact division, grids, fake-quantization."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+__all__ = [
+    "divide",
+    "fake_quant",
+    "grid_limits",
+    "rectified_sigmoid",
+    "round_ste",
+    "scale_of_range",
+]
+
+
+@jax.custom_jvp
+def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Round half to even; the derivative is that of the identity (Bengio et al. 2013)."""
+    return jnp.round(x)
+
+
+round_ste.defjvp(lambda primals, tangents: (jnp.round(*primals), *tangents))
+
+
+def divide(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x / scale as IEEE 754 divides.
+
+    XLA turns a division by a broadcast value into a product with its reciprocal, which moves
+    14 % of exact ties to the other side. Behind the barrier the divisor is no broadcast.
+    """
+    return x / lax.optimization_barrier(jnp.broadcast_to(scale, x.shape))
+
+
+@jax.custom_jvp
+def _power_of_two(bits: Float[Array, "..."]) -> Float[Array, "..."]:
+    """2^round(bits): `exp2` is inexact from 13 bits on, `ldexp` never."""
+    return jnp.ldexp(jnp.float32(1), jnp.round(bits).astype(jnp.int32))
+
+
+@_power_of_two.defjvp
+def _power_of_two_jvp(primals, tangents):
+    value = _power_of_two(*primals)
+    return value, value * jnp.float32(0.6931471805599453) * tangents[0]
+
+
+def grid_limits(
+    bits: Float[Array, "..."], signed: bool, strict: bool = False
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(qmin, qmax) of an integer grid as float32, from bits inside the trace.
+
+    Exact up to 24 bits, the nearest float32 up to 32. Real-valued bits are rounded; the
+    derivative is that of 2^bits (straight-through on the rounding).
+    """
+    bits = jnp.asarray(bits, jnp.float32)
+    if not signed:
+        top = _power_of_two(bits) - 1
+        return jnp.zeros_like(top), top
+    half = _power_of_two(bits - 1)
+    if not strict:
+        return -half, half - 1
+    top = jnp.maximum(half - 1, 1)
+    return -top, top
+
+
+@jax.custom_jvp
+def fake_quant(
+    x: Float[Array, "..."],
+    scale: Float[Array, "..."],
+    zero_point: Float[Array, "..."],
+    qmin: Float[Array, "..."],
+    qmax: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """(clip(round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale.
+
+    All arguments broadcast against x. The derivatives are those of LSQ (Esser et al. 2020,
+    eq. 3) and LSQ+ (Bhalgat et al. 2020, eq. 5-7); with v = x / scale, "inside" is
+    qmin - zero_point <= v <= qmax - zero_point:
+
+        dx      1 inside, else 0
+        dscale  round(v) - v inside, else (limit - zero_point)
+        dzero   0 inside, else -scale
+        dlimit  scale where that limit clips
+    """
+    return _fake_quant(x, scale, zero_point, qmin, qmax)[0]
+
+
+def _fake_quant(x, scale, zero_point, qmin, qmax):
+    v = divide(x, scale)
+    code = jnp.clip(jnp.round(v) + zero_point, qmin, qmax) - zero_point
+    return code * scale, v, code
+
+
+def _fake_quant_jvp(primals, tangents):
+    _, scale, zero_point, qmin, qmax = primals
+    dx, dscale, dzero, dqmin, dqmax = tangents
+    y, v, code = _fake_quant(*primals)
+    low, high = v < qmin - zero_point, v > qmax - zero_point
+    inside = ~(low | high)
+    terms = []
+    if _moves(dx):
+        terms.append(jnp.where(inside, dx, 0))
+    if _moves(dscale):
+        terms.append(jnp.where(inside, code - v, code) * dscale)
+    if _moves(dzero):
+        terms.append(jnp.where(inside, 0, -scale) * dzero)
+    if _moves(dqmin):
+        terms.append(jnp.where(low, scale, 0) * dqmin)
+    if _moves(dqmax):
+        terms.append(jnp.where(high, scale, 0) * dqmax)
+    return y, sum(terms, start=jnp.zeros_like(y))
+
+
+fake_quant.defjvp(_fake_quant_jvp, symbolic_zeros=True)
+
+
+def _moves(tangent) -> bool:
+    return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def rectified_sigmoid(logit: Float[Array, "..."]) -> Float[Array, "..."]:
+    """h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1), zeta 1.1, gamma -0.1.
+
+    Nagel et al. 2020 (AdaRound), eq. 23, after Louizos et al. 2018.
+    """
+    return jnp.clip(jax.nn.sigmoid(logit) * 1.2 - 0.1, 0, 1)
+
+
+def scale_of_range(
+    low: Float[Array, "..."],
+    high: Float[Array, "..."],
+    bits: Float[Array, "..."],
+    signed: bool,
+    symmetric: bool,
+    strict: bool = False,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(scale, zero_point) of the grid that covers [low, high] and zero.
+
+    Asymmetric: scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale).
+    Symmetric: zero_point is 0 for signed codes, the middle code for unsigned ones, and
+    scale = max(high / (qmax - z), low / (qmin - z)) over the codes on each side, so that an
+    int8 grid covers -max|x| with -127. A range of zero gives scale 1.
+    """
+    low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+    qmin, qmax = grid_limits(bits, signed, strict)
+    if symmetric:
+        zero = jnp.zeros_like(qmin) if signed else jnp.ceil((qmin + qmax) / 2)
+        scale = divide(jnp.maximum(-low, high), jnp.maximum(qmax - zero, 1))
+    else:
+        zero = None
+        scale = divide(high - low, qmax - qmin)
+    tiny = jnp.finfo(jnp.float32).tiny
+    scale = jnp.where(scale > tiny, scale, 1).astype(jnp.float32)
+    if zero is None:
+        zero = jnp.clip(jnp.round(qmin - divide(low, scale)), qmin, qmax)
+    return scale, jnp.broadcast_to(zero, scale.shape).astype(jnp.float32)

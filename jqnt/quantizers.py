@@ -1,0 +1,139 @@
+"""Callable pytrees: float tensor -> the same tensor on a grid, differentiable in every leaf."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jqnt.affine import divide, fake_quant, grid_limits, rectified_sigmoid, round_ste
+from jqnt.formats import PER_TENSOR, Granularity, Minifloat
+from jqnt.types import Leaf
+
+__all__ = ["Affine", "Cast", "Mixture", "SoftRound"]
+
+
+@struct.dataclass
+class Affine:
+    """x -> (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale.
+
+    `scale` and `zero_point` have the shape that `granularity` says (see `Granularity.expand`);
+    `bits` is a scalar or has their shape. qmin and qmax follow from `bits`, `signed` and
+    `strict` inside the trace, so that another width is no other program.
+    """
+
+    scale: Leaf
+    zero_point: Leaf
+    bits: Leaf
+    signed: bool = struct.field(pytree_node=False, default=True)
+    strict: bool = struct.field(pytree_node=False, default=False)
+    granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        scale, zero_point, qmin, qmax = grid(self, x.shape)
+        y = fake_quant(x, scale, zero_point, qmin, qmax)
+        if not self.strict:
+            return y
+        one_bit = self.granularity.expand(self.bits, x.shape) < 1.5
+        return jnp.where(one_bit, scale * sign_ste(divide(x, scale)), y)
+
+    def codes(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The integers, as float32: clip(round(x / scale) + zero_point, qmin, qmax)."""
+        scale, zero_point, qmin, qmax = grid(self, x.shape)
+        return jnp.clip(jnp.round(divide(x, scale)) + zero_point, qmin, qmax)
+
+
+@struct.dataclass
+class SoftRound:
+    """w -> (clip(floor(w / scale) + h(logit) + zero_point, qmin, qmax) - zero_point) * scale.
+
+    AdaRound (Nagel et al. 2020, eq. 22); h is the rectified sigmoid. `logit` has w's shape;
+    `harden` turns the choice into up (h >= 1/2) or down.
+    """
+
+    scale: Leaf
+    zero_point: Leaf
+    bits: Leaf
+    logit: Leaf
+    signed: bool = struct.field(pytree_node=False, default=True)
+    strict: bool = struct.field(pytree_node=False, default=False)
+    granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        scale, zero_point, qmin, qmax = grid(self, x.shape)
+        code = jnp.floor(divide(x, scale)) + rectified_sigmoid(self.logit) + zero_point
+        return (jnp.clip(code, qmin, qmax) - zero_point) * scale
+
+    def harden(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The value on the grid after rounding each weight as its logit says."""
+        scale, zero_point, qmin, qmax = grid(self, x.shape)
+        code = jnp.floor(divide(x, scale)) + (jnp.asarray(self.logit) >= 0) + zero_point
+        return (jnp.clip(code, qmin, qmax) - zero_point) * scale
+
+    @property
+    def affine(self) -> Affine:
+        """The grid without the rounding."""
+        return Affine(
+            self.scale, self.zero_point, self.bits, self.signed, self.strict, self.granularity
+        )
+
+
+@struct.dataclass
+class Cast:
+    """x -> the nearest number of a minifloat format, saturating; the derivative is 1 inside."""
+
+    format: Minifloat = struct.field(pytree_node=False)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        x = jnp.clip(x, -self.format.max, self.format.max)
+        _, exponent = jnp.frexp(jax.lax.stop_gradient(x))
+        exponent = jnp.maximum(exponent - 1, 1 - self.format.bias) - self.format.mantissa
+        step = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent, -126))
+        return round_ste(x / step) * step
+
+
+@struct.dataclass
+class Mixture:
+    """x -> sum_k probability_k * branch_k(x) (EdMIPS, Cai & Vasconcelos 2020, eq. 8).
+
+    `probability` has one entry per branch and sums to one; `bind` makes it from the logits of
+    a group, so that the two quantizers of a (weight, activation) pair read one joint choice.
+    """
+
+    probability: Leaf
+    branches: tuple[Any, ...]
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        p = jnp.asarray(self.probability)
+        total = p[0] * self.branches[0](x)
+        for k, branch in enumerate(self.branches[1:], start=1):
+            total = total + p[k] * branch(x)
+        return total
+
+    @property
+    def chosen(self) -> Any:
+        """The most probable branch; only outside a trace."""
+        return self.branches[int(jnp.argmax(jnp.asarray(self.probability)))]
+
+
+def grid(quantizer: Affine | SoftRound, shape: tuple[int, ...]):
+    """(scale, zero_point, qmin, qmax), each in a shape that broadcasts against `shape`."""
+    expand = quantizer.granularity.expand
+    qmin, qmax = grid_limits(
+        expand(quantizer.bits, shape), signed=quantizer.signed, strict=quantizer.strict
+    )
+    zero_point = round_ste(expand(quantizer.zero_point, shape))
+    return expand(quantizer.scale, shape), zero_point, qmin, qmax
+
+
+@jax.custom_jvp
+def sign_ste(v: Float[Array, "..."]) -> Float[Array, "..."]:
+    """+1 for v >= 0, else -1; the derivative is 1 for |v| <= 1 (Courbariaux et al. 2016)."""
+    return jnp.where(v >= 0, 1.0, -1.0).astype(v.dtype)
+
+
+@sign_ste.defjvp
+def _sign_ste_jvp(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    return sign_ste(v), jnp.where(jnp.abs(v) <= 1, dv, 0)
