@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,8 @@ class Encoding:
     """
 
     format: Format
-    scale: np.ndarray | None = None
-    zero_point: np.ndarray | None = None
+    scale: Any = None
+    zero_point: Any = None
     granularity: Granularity = PER_TENSOR
 
     def __post_init__(self):
