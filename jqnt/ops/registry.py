@@ -14,7 +14,8 @@ __all__ = ["Layout", "Lowering", "find", "lowering", "operators", "static"]
 
 Layout = Literal["onnx", "elementwise", "channels_last"]
 """What a lowering takes and gives: arrays as ONNX lays them out; the same function of each
-element, so that any common layout will do; or channels-last for the data of 4-D tensors."""
+element (inputs broadcast), so that any common layout will do; or input 0 and output 0 as
+(N, spatial..., C) where they have three or more dimensions, everything else as in ONNX."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Lowering:
 
     Inputs are jax arrays, or numpy arrays where the value is static (constants and shape
     arithmetic); an absent optional input is None. An operator all of whose inputs are numpy
-    gives numpy, so that shape arithmetic never enters the trace.
+    gives numpy, so that shape arithmetic never enters the trace. `static` are the positions of
+    inputs that decide a shape, and so must be concrete. Where the graph's node holds a body
+    (a `Graph` attribute), the node handed to the lowering holds a function instead:
+    `body(*arrays) -> tuple of arrays`, which sees the tensors that the body captures.
     """
 
     function: Callable[..., Any]
@@ -31,12 +35,20 @@ class Lowering:
     domain: str
     since: int
     layout: Layout
+    static: tuple[int, ...] = ()
 
 
 _TABLE: dict[tuple[str, str], list[Lowering]] = {}
 
 
-def lowering(op: str, *, since: int = 1, domain: str = "", layout: Layout = "onnx"):
+def lowering(
+    op: str,
+    *,
+    since: int = 1,
+    domain: str = "",
+    layout: Layout = "onnx",
+    static: tuple[int, ...] = (),
+):
     """Registers the decorated function for `op` from opset `since` of `domain` on.
 
     Several decorators on one function, and several `since` for one operator, are the rule;
@@ -48,7 +60,7 @@ def lowering(op: str, *, since: int = 1, domain: str = "", layout: Layout = "onn
         entries = _TABLE.setdefault((domain, op), [])
         if any(entry.since == since for entry in entries):
             raise ValueError(f"{domain or 'ai.onnx'}.{op} since {since} is registered twice")
-        entries.append(Lowering(function, op, domain, since, layout))
+        entries.append(Lowering(function, op, domain, since, layout, static))
         entries.sort(key=lambda entry: entry.since)
         return function
 
