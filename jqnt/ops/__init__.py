@@ -1,0 +1,10 @@
+"""The operator lowerings: importing this package fills the registry."""
+
+from jqnt.ops import activations as activations
+from jqnt.ops import cast as cast
+from jqnt.ops import elementwise as elementwise
+from jqnt.ops import generate as generate
+from jqnt.ops import indexing as indexing
+from jqnt.ops import reduce as reduce
+from jqnt.ops import shaping as shaping
+from jqnt.ops import tensor as tensor
