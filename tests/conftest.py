@@ -14,6 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JQNT_DATA") or ROOT.parent / "shared" / "data")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that wants the real data may skip where there is none, and nowhere else."""
+    report = yield
+    present = (DATA / "models").is_dir() or "JQNT_DATA" in os.environ
+    if report.skipped and present and "data" in getattr(item, "fixturenames", ()):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped though {DATA} is there: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real models and data; tests that need it skip where it is absent."""
