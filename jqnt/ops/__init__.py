@@ -7,4 +7,5 @@ from jqnt.ops import generate as generate
 from jqnt.ops import indexing as indexing
 from jqnt.ops import reduce as reduce
 from jqnt.ops import shaping as shaping
+from jqnt.ops import softmax as softmax
 from jqnt.ops import tensor as tensor

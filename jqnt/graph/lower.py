@@ -1,0 +1,270 @@
+"""The interpreter: `lower(graph) -> apply`, one pure function of params, quantizers and inputs."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+import jqnt.ops  # noqa: F401  (its import fills the table of lowerings)
+from jqnt.errors import ConfigError, DataError, JqntError, ModelError, nearest
+from jqnt.graph.ir import Graph, Node, captured
+from jqnt.graph.layout import RENAMED, Laid, align, last_quantizer, to_last, to_onnx
+from jqnt.ops.registry import find
+from jqnt.types import Apply
+
+__all__ = ["lower", "run_node", "shape_inputs"]
+
+
+def lower(
+    graph: Graph, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+) -> Apply:
+    """`apply(params, qparams, inputs, want=outputs) -> {tensor name -> array}`, pure.
+
+    `inputs` and `outputs` (by default the graph's) may be any tensors: the function then costs
+    what lies between them. A tensor in `qparams` is quantized where it comes into being: as an
+    input (of the cut, too), a parameter or a node's output. `want` may name any tensor on the
+    way. Inputs in `shape_inputs(graph)` must be concrete; the others may be traced.
+
+    Raises ConfigError for tensors that the graph does not have, or that the inputs do not
+    determine; `apply` raises DataError for inputs of the wrong name, shape or type, and
+    ModelError, naming the node, where an operator refuses its operands.
+    """
+    given = tuple(graph.inputs if inputs is None else inputs)
+    wanted = tuple(graph.outputs if outputs is None else outputs)
+    for name in (*given, *wanted):
+        graph.check(name)
+    known = frozenset(graph.tensors)
+    concrete = frozenset(shape_inputs(graph))
+
+    @lru_cache(maxsize=64)
+    def steps(want: tuple[str, ...]) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+        return _between(graph, given, want)
+
+    steps(wanted)
+
+    def apply(
+        params: Mapping[str, Any],
+        qparams: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        want: Iterable[str] = wanted,
+    ) -> dict[str, Any]:
+        want = tuple(want)
+        for name in (*want, *qparams):
+            if name not in known:
+                raise ConfigError(
+                    f"no tensor {name!r} in graph {graph.name!r}{nearest(name, known)}"
+                )
+        nodes, leaves = steps(want)
+        env: dict[str, Laid] = {}
+        sizes: dict[str, int] = {}
+        for name in leaves:
+            if name in graph.constants:
+                env[name] = Laid(graph.constants[name])
+                continue
+            if name in given:
+                value = _input(graph, name, inputs, name in concrete, sizes)
+            elif name in params:
+                value = jnp.asarray(params[name])
+            else:
+                raise DataError(f"no value for parameter {name!r}{nearest(name, params)}")
+            env[name] = _quantize(qparams, name, Laid(value))
+        _run(nodes, env, qparams)
+        for name in want:
+            _check_output(graph, name, env[name], sizes)
+        return {name: to_onnx(env[name]).array for name in want}
+
+    return apply
+
+
+def run_node(node: Node, values: Sequence[Any]) -> tuple[Any, ...]:
+    """One node on arrays in ONNX's layout; an absent optional input is None."""
+    laid = [None if value is None else Laid(value) for value in values]
+    return tuple(to_onnx(out).array for out in _call(node, laid))
+
+
+def shape_inputs(graph: Graph) -> tuple[str, ...]:
+    """The graph inputs that decide a shape, directly or by arithmetic."""
+    deciding: set[str] = set()
+
+    def visit(nodes: Sequence[Node]) -> None:
+        for node in reversed(nodes):
+            for body in node.attrs.values():
+                if isinstance(body, Graph):
+                    if deciding.intersection(node.outputs):
+                        deciding.update(body.outputs)
+                    visit(body.nodes)
+            static = find(node).static
+            deciding.update(node.inputs[i] for i in static if i < len(node.inputs))
+            if node.op not in ("Shape", "Size") and deciding.intersection(node.outputs):
+                deciding.update(name for name in node.inputs if name)
+
+    visit(graph.nodes)
+    return tuple(name for name in graph.inputs if name in deciding)
+
+
+def _between(
+    graph: Graph, given: tuple[str, ...], want: tuple[str, ...]
+) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """The nodes on the way from `given` to `want` in order, and the tensors they start from."""
+    needed, stop = set(want), set(given)
+    nodes = []
+    for node in reversed(graph.nodes):
+        if any(out in needed and out not in stop for out in node.outputs):
+            nodes.append(node)
+            needed.update(name for name in (*node.inputs, *captured(node)) if name)
+    made = {out for node in nodes for out in node.outputs if out not in stop}
+    leaves = [name for name in graph.tensors if name in needed and name not in made]
+    for name in leaves:
+        if name in graph.inputs and name not in stop:
+            raise ConfigError(
+                f"tensors {list(want)} depend on graph input {name!r} past the inputs "
+                f"{list(given)}; name a tensor on that path too"
+            )
+    return tuple(reversed(nodes)), tuple(leaves)
+
+
+def _run(nodes: Sequence[Node], env: dict[str, Laid], qparams: Mapping[str, Any]) -> None:
+    for node in nodes:
+        values = [env[name] if name else None for name in node.inputs]
+        results = _call(_bound(node, env, qparams), values)
+        if len(results) < sum(map(bool, node.outputs)):
+            raise ModelError(
+                f"{node.op} node {node.name!r} names {len(node.outputs)} outputs, it has "
+                f"{len(results)}"
+            )
+        for name, value in zip(node.outputs, results, strict=False):
+            if name and name not in env:
+                env[name] = _quantize(qparams, name, value)
+
+
+def _quantize(qparams: Mapping[str, Any], name: str, value: Laid) -> Laid:
+    """The one line where quantization happens."""
+    if name not in qparams:
+        return value
+    if value.last and (quantizer := last_quantizer(qparams[name], value.array.ndim)) is not None:
+        return Laid(quantizer(value.array), True)
+    return Laid(qparams[name](jnp.asarray(to_onnx(value).array)))
+
+
+def _bound(node: Node, env: dict[str, Laid], qparams: Mapping[str, Any]) -> Node:
+    """The node with functions in place of its bodies."""
+    bodies = {k: v for k, v in node.attrs.items() if isinstance(v, Graph)}
+    if not bodies:
+        return node
+
+    def function(body: Graph) -> Callable[..., tuple[Any, ...]]:
+        def run(*arrays: Any) -> tuple[Any, ...]:
+            inner = dict(env)
+            for name, array in zip(body.inputs, arrays, strict=True):
+                inner[name] = _quantize(qparams, name, Laid(array))
+            _run(body.nodes, inner, qparams)
+            return tuple(to_onnx(inner[name]).array for name in body.outputs)
+
+        return run
+
+    return node.replace(attrs={**node.attrs, **{k: function(v) for k, v in bodies.items()}})
+
+
+def _call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
+    entry = find(node)
+    last = any(v is not None and v.last for v in values)
+    first_last = out_last = False
+    if entry.layout == "elementwise":
+        arrays, out_last = align(values)
+    elif entry.layout == "channels_last" and values and values[0] is not None:
+        data = to_last(values[0])
+        arrays = [data.array, *(None if v is None else to_onnx(v).array for v in values[1:])]
+        first_last = data.last
+    else:
+        renamed = None
+        if last and not node.domain and node.op in RENAMED:
+            renamed = RENAMED[node.op](node, values)
+        if renamed is not None:
+            node, arrays, out_last = renamed
+        else:
+            arrays = [None if v is None else to_onnx(v).array for v in values]
+    results = _guarded(entry.function, node, arrays)
+    return tuple(
+        Laid(r, (out_last or (first_last and i == 0)) and np.ndim(r) >= 3)
+        for i, r in enumerate(results)
+    )
+
+
+def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tuple[Any, ...]:
+    """Calls a lowering; whatever it raises on operands that do not fit names the node."""
+    try:
+        with np.errstate(all="ignore"):
+            results = function(node, *arrays)
+    except JqntError:
+        raise
+    except Exception as error:
+        # A broken model can make an operator fail in any way that numpy or jax knows.
+        operands = ", ".join(
+            "absent" if a is None else f"{a.dtype}{list(np.shape(a))}" for a in arrays
+        )
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{node.op} node {node.name!r} cannot take its inputs ({operands}): {text}"
+        ) from error
+    return tuple(results) if isinstance(results, tuple | list) else (results,)
+
+
+def _input(
+    graph: Graph, name: str, inputs: Mapping[str, Any], concrete: bool, sizes: dict[str, int]
+) -> Any:
+    """The array for an input, checked against what the graph declares; fills `sizes`."""
+    if name not in inputs:
+        raise DataError(f"no value for input {name!r}{nearest(name, inputs)}")
+    value = inputs[name]
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        value = np.asarray(value)
+    info = graph.info.get(name)
+    if info is not None and info.shape is not None:
+        if len(value.shape) != len(info.shape):
+            raise DataError(
+                f"input {name!r} has shape {list(value.shape)}, the model takes {_dims(info.shape)}"
+            )
+        for axis, (size, dim) in enumerate(zip(value.shape, info.shape, strict=True)):
+            expected = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
+            if expected is not None and size != expected:
+                raise DataError(
+                    f"input {name!r} has size {size} on axis {axis}, the model takes {expected} "
+                    f"({_dims(info.shape)})"
+                )
+    if info is not None and not _kind_fits(value.dtype, info.dtype):
+        raise DataError(f"input {name!r} is of type {value.dtype}, the model takes {info.dtype}")
+    if concrete and not isinstance(value, Tracer):
+        return np.asarray(value)
+    return jnp.asarray(value)
+
+
+def _kind_fits(found: np.dtype, declared: np.dtype) -> bool:
+    """Floats for floats, integers for integers, truth values for truth values."""
+    kinds = (jnp.floating, jnp.integer, jnp.bool_, jnp.complexfloating)
+    return any(jnp.issubdtype(found, k) and jnp.issubdtype(declared, k) for k in kinds)
+
+
+def _check_output(graph: Graph, name: str, value: Laid, sizes: Mapping[str, int]) -> None:
+    """A shape other than the declared one means that the graph cannot take this input size."""
+    info = graph.info.get(name)
+    if name not in graph.outputs or info is None or info.shape is None:
+        return
+    shape = np.shape(to_onnx(value).array)
+    declared = [sizes.get(d) if isinstance(d, str) else d for d in info.shape]
+    fits = len(shape) == len(declared) and all(
+        d is None or d == s for d, s in zip(declared, shape, strict=True)
+    )
+    if not fits:
+        node = graph.producer.get(name)
+        made_by = f" of {node.op} node {node.name!r}" if node else ""
+        raise ModelError(
+            f"output {name!r}{made_by} has shape {list(shape)}, the model declares "
+            f"{_dims(info.shape)}: the graph cannot take inputs of this size"
+        )
+
+
+def _dims(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
