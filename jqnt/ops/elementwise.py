@@ -5,11 +5,12 @@ from functools import reduce
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scipy import special
 
 from jqnt.ops.namespace import aligned, namespace, numeric, pointwise
 from jqnt.ops.registry import lowering
 
-__all__ = ["quotient"]
+__all__ = ["gauss_error", "quotient"]
 
 
 def quotient(xp, x, y):
@@ -156,3 +157,77 @@ def reciprocal(xp, node, x):
 def sum_(xp, node, *arrays):
     """https://onnx.ai/onnx/operators/onnx__Sum.html"""
     return reduce(xp.add, arrays)
+
+
+@pointwise("Mean")
+def mean(xp, node, *arrays):
+    """https://onnx.ai/onnx/operators/onnx__Mean.html"""
+    return (reduce(xp.add, arrays) / len(arrays)).astype(arrays[0].dtype)
+
+
+@pointwise("Max")
+def max_(xp, node, *arrays):
+    """https://onnx.ai/onnx/operators/onnx__Max.html"""
+    return reduce(xp.maximum, arrays)
+
+
+@pointwise("Min")
+def min_(xp, node, *arrays):
+    """https://onnx.ai/onnx/operators/onnx__Min.html"""
+    return reduce(xp.minimum, arrays)
+
+
+@pointwise("Pow", since=7)
+def pow_(xp, node, x, y):
+    """https://onnx.ai/onnx/operators/onnx__Pow.html"""
+    if xp is jnp and isinstance(y, np.ndarray) and y.size == 1 and numeric(x.dtype) == "f":
+        # the general power has a slow, at zero undefined derivative
+        exponent = float(y.reshape(()))
+        if exponent == 0.5:
+            return _shaped_like(jnp.sqrt(x), y)
+        if exponent.is_integer() and abs(exponent) <= 64:
+            return _shaped_like(lax.integer_pow(x, int(exponent)), y)
+    return xp.power(x, y).astype(x.dtype)
+
+
+def _shaped_like(x, y):
+    return jnp.broadcast_to(x, np.broadcast_shapes(x.shape, y.shape))
+
+
+@pointwise("Mod")
+def mod(xp, node, x, y):
+    """https://onnx.ai/onnx/operators/onnx__Mod.html"""
+    return xp.fmod(x, y) if node.attrs.get("fmod", 0) else xp.mod(x, y)
+
+
+@pointwise("BitShift")
+def bit_shift(xp, node, x, shift):
+    """https://onnx.ai/onnx/operators/onnx__BitShift.html"""
+    left = node.attrs["direction"] == "LEFT"
+    inside = (shift >= 0) & (shift < jnp.iinfo(x.dtype).bits)
+    amount = xp.where(inside, shift, xp.zeros_like(shift))
+    shifted = xp.left_shift(x, amount) if left else xp.right_shift(x, amount)
+    beyond = xp.where(x < 0, -1, 0) if numeric(x.dtype) == "i" and not left else 0
+    return xp.where(inside, shifted, xp.asarray(beyond).astype(x.dtype)).astype(x.dtype)
+
+
+@pointwise("Erf")
+def erf(xp, node, x):
+    """https://onnx.ai/onnx/operators/onnx__Erf.html"""
+    return gauss_error(xp, x)
+
+
+def gauss_error(xp, x):
+    """erf(x), in the type of x."""
+    return lax.erf(x) if xp is jnp else special.erf(x.astype(np.float64)).astype(x.dtype)
+
+
+@pointwise("IsInf")
+def is_inf(xp, node, x):
+    """https://onnx.ai/onnx/operators/onnx__IsInf.html"""
+    found = xp.isinf(x)
+    if not node.attrs.get("detect_positive", 1):
+        found = found & (x < 0)
+    if not node.attrs.get("detect_negative", 1):
+        found = found & (x > 0)
+    return found

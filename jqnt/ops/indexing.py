@@ -1,4 +1,4 @@
-"""Operators that pick elements by position: slices and gathers."""
+"""Operators that read elements by position: slices and gathers."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jqnt.errors import ModelError
 from jqnt.ops.namespace import axis_of, namespace
 from jqnt.ops.registry import lowering, static
 
-__all__ = []
+__all__ = ["coordinates", "grid"]
 
 
 @lowering("Slice", since=1)
@@ -65,6 +65,39 @@ def gather(node, x, indices):
         _check_range(node, indices, x.shape[axis], axis)
     result = xp.take(x, indices, axis=axis)
     return np.asarray(result) if xp is np else result
+
+
+@lowering("GatherElements")
+def gather_elements(node, x, indices):
+    """https://onnx.ai/onnx/operators/onnx__GatherElements.html"""
+    xp = namespace(x, indices)
+    axis = axis_of(node, node.attrs.get("axis", 0), x.ndim)
+    if isinstance(indices, np.ndarray):
+        _check_range(node, indices, x.shape[axis], axis)
+    # the other axes of indices may be shorter than the data's
+    x = x[tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(indices.shape))]
+    return xp.take_along_axis(x, indices, axis=axis)
+
+
+@lowering("GatherND")
+def gather_nd(node, x, indices):
+    """https://onnx.ai/onnx/operators/onnx__GatherND.html"""
+    batch, rank = node.attrs.get("batch_dims", 0), indices.ndim - 1
+    result = x[(*grid(indices.shape[:batch], rank), *coordinates(indices))]
+    return np.asarray(result) if namespace(x, indices) is np else result
+
+
+def coordinates(indices):
+    """The last axis of `indices` as one index array per coordinate."""
+    return tuple(indices[..., i] for i in range(indices.shape[-1]))
+
+
+def grid(sizes: tuple[int, ...], rank: int):
+    """For each of the leading axes an index array that counts along it, of rank `rank`."""
+    return tuple(
+        np.arange(size).reshape((1,) * axis + (-1,) + (1,) * (rank - axis - 1))
+        for axis, size in enumerate(sizes)
+    )
 
 
 def _check_range(node, indices, size, axis):

@@ -14,7 +14,7 @@ from jqnt.errors import ModelError
 from jqnt.graph.ir import Node
 from jqnt.ops.registry import lowering
 
-__all__ = ["aligned", "axis_of", "dtype_of", "namespace", "numeric", "pointwise"]
+__all__ = ["aligned", "axis_of", "canonical", "dtype_of", "namespace", "numeric", "pointwise"]
 
 
 def namespace(*arrays: Any) -> Any:
@@ -42,10 +42,14 @@ def axis_of(node: Node, axis: int, rank: int) -> int:
     return axis % max(rank, 1)
 
 
+def canonical(xp: Any, dtype: Any) -> np.dtype:
+    """`dtype` in numpy; jax narrows 64 bits to 32 unless its x64 context is on."""
+    return np.dtype(dtype) if xp is np else np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
 def dtype_of(xp: Any, element_type: int) -> np.dtype:
-    """The dtype of an ONNX element type; jax narrows 64 bits unless the x64 context is on."""
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(element_type))
-    return dtype if xp is np else np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    """The dtype of an ONNX element type, as `canonical` gives it."""
+    return canonical(xp, helper.tensor_dtype_to_np_dtype(element_type))
 
 
 def numeric(dtype: Any) -> str:
@@ -70,8 +74,7 @@ def pointwise(op: str, *, since: int = 1, domain: str = ""):
             arrays = aligned(xp, *arrays)
             if xp is jnp:
                 return function(jnp, node, *arrays)
-            with np.errstate(all="ignore"):
-                return np.asarray(function(np, node, *arrays))
+            return np.asarray(function(np, node, *arrays))
 
         lowering(op, since=since, domain=domain, layout="elementwise")(lowered)
         return function

@@ -72,10 +72,8 @@ def _reduction(function):
         axes = tuple(axis_of(node, axis, x.ndim) for axis in axes)
         xp = namespace(x)
         keep = bool(node.attrs.get("keepdims", 1))
-        if xp is jnp:
-            return function(jnp, x, axes, keep)
-        with np.errstate(all="ignore"):
-            return np.asarray(function(np, x, axes, keep))
+        result = function(xp, x, axes, keep)
+        return np.asarray(result) if xp is np else result
 
     return reduced
 

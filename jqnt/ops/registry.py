@@ -27,7 +27,8 @@ class Lowering:
     gives numpy, so that shape arithmetic never enters the trace. `static` are the positions of
     inputs that decide a shape, and so must be concrete. Where the graph's node holds a body
     (a `Graph` attribute), the node handed to the lowering holds a function instead:
-    `body(*arrays) -> tuple of arrays`, which sees the tensors that the body captures.
+    `body(*arrays) -> tuple of arrays`, which sees the tensors that the body captures. An
+    `eager` operator has an output whose shape depends on data: it needs concrete inputs.
     """
 
     function: Callable[..., Any]
@@ -36,6 +37,7 @@ class Lowering:
     since: int
     layout: Layout
     static: tuple[int, ...] = ()
+    eager: bool = False
 
 
 _TABLE: dict[tuple[str, str], list[Lowering]] = {}
@@ -48,6 +50,7 @@ def lowering(
     domain: str = "",
     layout: Layout = "onnx",
     static: tuple[int, ...] = (),
+    eager: bool = False,
 ):
     """Registers the decorated function for `op` from opset `since` of `domain` on.
 
@@ -60,7 +63,7 @@ def lowering(
         entries = _TABLE.setdefault((domain, op), [])
         if any(entry.since == since for entry in entries):
             raise ValueError(f"{domain or 'ai.onnx'}.{op} since {since} is registered twice")
-        entries.append(Lowering(function, op, domain, since, layout, static))
+        entries.append(Lowering(function, op, domain, since, layout, static, eager))
         entries.sort(key=lambda entry: entry.since)
         return function
 

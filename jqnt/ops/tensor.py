@@ -29,6 +29,53 @@ def concat(node, *arrays):
     return namespace(*arrays).concatenate(arrays, axis=axis)
 
 
+@lowering("Split", since=1)
+def split_1(node, x, sizes=None):
+    """https://onnx.ai/onnx/operators/onnx__Split.html (sizes are an attribute)"""
+    given = node.attrs.get("split") if sizes is None else static(node, "sizes", sizes).tolist()
+    return _parts(node, x, given)
+
+
+@lowering("Split", since=13, static=(1,))
+def split(node, x, sizes=None):
+    """https://onnx.ai/onnx/operators/onnx__Split.html"""
+    return _parts(node, x, None if sizes is None else static(node, "sizes", sizes).tolist())
+
+
+def _parts(node, x, sizes):
+    axis = axis_of(node, node.attrs.get("axis", 0), x.ndim)
+    total, count = x.shape[axis], len(node.outputs)
+    if sizes is None:
+        # equal parts, the last one shorter where they do not fit
+        step = -(-total // count)
+        sizes = [min(step, max(total - i * step, 0)) for i in range(count)]
+    if sum(sizes) != total or len(sizes) != count:
+        raise ModelError(
+            f"Split node {node.name!r}: sizes {list(sizes)} do not make up axis {axis} of length "
+            f"{total} in {count} outputs"
+        )
+    ends = np.cumsum(sizes)
+    whole = (slice(None),) * axis
+    return tuple(x[(*whole, slice(e - n, e))] for n, e in zip(sizes, ends.tolist(), strict=True))
+
+
+@lowering("Tile", since=1, static=(1, 2))
+def tile_1(node, x, tiles, axis):
+    """https://onnx.ai/onnx/operators/onnx__Tile.html (one axis)"""
+    repeats = [1] * x.ndim
+    repeats[int(static(node, "the axis", axis))] = int(static(node, "tiles", tiles))
+    return namespace(x).tile(x, repeats)
+
+
+@lowering("Tile", since=6, static=(1,))
+def tile(node, x, repeats):
+    """https://onnx.ai/onnx/operators/onnx__Tile.html"""
+    counts = static(node, "repeats", repeats).tolist()
+    if len(counts) != x.ndim:
+        raise ModelError(f"Tile node {node.name!r}: repeats {counts} for an input of rank {x.ndim}")
+    return namespace(x).tile(x, counts)
+
+
 @lowering("Expand", static=(1,))
 def expand(node, x, shape):
     """https://onnx.ai/onnx/operators/onnx__Expand.html"""
@@ -81,6 +128,21 @@ def _padded(node, x, pads, value):
         return np.pad(x, widths, constant_values=value)
     x, widths = _cropped(x, widths)
     return xp.pad(x, widths, mode={"edge": "edge", "reflect": "reflect", "wrap": "wrap"}[mode])
+
+
+@lowering("CenterCropPad", since=18, static=(1,))
+def center_crop_pad(node, x, shape):
+    """https://onnx.ai/onnx/operators/onnx__CenterCropPad.html"""
+    wanted = static(node, "the shape", shape).tolist()
+    axes = node.attrs.get("axes", range(x.ndim))
+    begins, ends = [0] * x.ndim, [0] * x.ndim
+    for axis, size in zip(axes, wanted, strict=True):
+        axis = axis_of(node, axis, x.ndim)
+        more = size - x.shape[axis]
+        # the odd element is cut, or added, at the end
+        begins[axis] = more // 2 if more > 0 else -(-more // 2)
+        ends[axis] = more - begins[axis]
+    return _padded(node.replace(attrs={}), x, begins + ends, 0)
 
 
 def _cropped(x, widths):
