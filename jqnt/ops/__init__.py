@@ -2,12 +2,15 @@
 
 from jqnt.ops import activations as activations
 from jqnt.ops import cast as cast
+from jqnt.ops import data_dependent as data_dependent
 from jqnt.ops import elementwise as elementwise
 from jqnt.ops import generate as generate
 from jqnt.ops import indexing as indexing
 from jqnt.ops import linear as linear
 from jqnt.ops import normalization as normalization
 from jqnt.ops import reduce as reduce
+from jqnt.ops import scatter as scatter
+from jqnt.ops import selection as selection
 from jqnt.ops import shaping as shaping
 from jqnt.ops import softmax as softmax
 from jqnt.ops import spatial as spatial
