@@ -15,7 +15,7 @@ from jqnt.graph.layout import RENAMED, Laid, align, last_quantizer, to_last, to_
 from jqnt.ops.registry import find
 from jqnt.types import Apply
 
-__all__ = ["lower", "run_node", "shape_inputs"]
+__all__ = ["call", "checked_input", "lower", "run_node", "shape_inputs"]
 
 
 def lower(
@@ -65,7 +65,7 @@ def lower(
                 env[name] = Laid(graph.constants[name])
                 continue
             if name in given:
-                value = _input(graph, name, inputs, name in concrete, sizes)
+                value = checked_input(graph, name, inputs, name in concrete, sizes)
             elif name in params:
                 value = jnp.asarray(params[name])
             else:
@@ -82,7 +82,7 @@ def lower(
 def run_node(node: Node, values: Sequence[Any]) -> tuple[Any, ...]:
     """One node on arrays in ONNX's layout; an absent optional input is None."""
     laid = [None if value is None else Laid(value) for value in values]
-    return tuple(to_onnx(out).array for out in _call(node, laid))
+    return tuple(to_onnx(out).array for out in call(node, laid))
 
 
 def shape_inputs(graph: Graph) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ def _between(
 def _run(nodes: Sequence[Node], env: dict[str, Laid], qparams: Mapping[str, Any]) -> None:
     for node in nodes:
         values = [env[name] if name else None for name in node.inputs]
-        results = _call(_bound(node, env, qparams), values)
+        results = call(_bound(node, env, qparams), values)
         if len(results) < sum(map(bool, node.outputs)):
             raise ModelError(
                 f"{node.op} node {node.name!r} names {len(node.outputs)} outputs, it has "
@@ -168,7 +168,8 @@ def _bound(node: Node, env: dict[str, Laid], qparams: Mapping[str, Any]) -> Node
     return node.replace(attrs={**node.attrs, **{k: function(v) for k, v in bodies.items()}})
 
 
-def _call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
+def call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
+    """One node on laid arrays, in the layout that suits it; ModelError names a node that fails."""
     entry = find(node)
     last = any(v is not None and v.last for v in values)
     first_last = out_last = False
@@ -212,7 +213,7 @@ def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tup
     return tuple(results) if isinstance(results, tuple | list) else (results,)
 
 
-def _input(
+def checked_input(
     graph: Graph, name: str, inputs: Mapping[str, Any], concrete: bool, sizes: dict[str, int]
 ) -> Any:
     """The array for an input, checked against what the graph declares; fills `sizes`."""
