@@ -1,11 +1,13 @@
 """The interpreter: `lower(graph) -> apply`, one pure function of params, quantizers and inputs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import ensure_compile_time_eval
 from jax.core import Tracer
 
 import jqnt.ops  # noqa: F401  (its import fills the table of lowerings)
@@ -195,10 +197,18 @@ def call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
 
 
 def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tuple[Any, ...]:
-    """Calls a lowering; whatever it raises on operands that do not fit names the node."""
+    """Calls a lowering; whatever it raises on operands that do not fit names the node.
+
+    What is computed from numpy alone becomes numpy again, inside a trace too.
+    """
+    static = all(a is None or isinstance(a, np.ndarray) for a in arrays) and not any(
+        callable(a) for a in node.attrs.values()
+    )
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), ensure_compile_time_eval() if static else nullcontext():
             results = function(node, *arrays)
+            results = tuple(results) if isinstance(results, tuple | list) else (results,)
+            return tuple(map(np.asarray, results)) if static else results
     except JqntError:
         raise
     except Exception as error:
@@ -210,7 +220,6 @@ def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tup
         raise ModelError(
             f"{node.op} node {node.name!r} cannot take its inputs ({operands}): {text}"
         ) from error
-    return tuple(results) if isinstance(results, tuple | list) else (results,)
 
 
 def checked_input(

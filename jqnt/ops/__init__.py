@@ -8,10 +8,10 @@ from jqnt.ops import generate as generate
 from jqnt.ops import indexing as indexing
 from jqnt.ops import linear as linear
 from jqnt.ops import normalization as normalization
+from jqnt.ops import pooling as pooling
 from jqnt.ops import reduce as reduce
 from jqnt.ops import scatter as scatter
 from jqnt.ops import selection as selection
 from jqnt.ops import shaping as shaping
 from jqnt.ops import softmax as softmax
-from jqnt.ops import spatial as spatial
 from jqnt.ops import tensor as tensor

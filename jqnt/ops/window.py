@@ -1,11 +1,16 @@
-"""Windows that slide over spatial axes: attributes, padding, output sizes."""
+"""Windows that slide over spatial axes: attributes, padding, output sizes, and the sliding."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
 
 from jqnt.errors import ModelError
 from jqnt.graph.ir import Node
 
-__all__ = ["Window", "window"]
+__all__ = ["Window", "output_sizes", "per_axis", "slide", "taps", "window"]
 
 
 class Window(NamedTuple):
@@ -15,6 +20,11 @@ class Window(NamedTuple):
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """How many inputs each axis of the window covers: (kernel - 1) * dilation + 1."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
 
 def window(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
@@ -26,23 +36,23 @@ def window(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Windo
     https://onnx.ai/onnx/operators/onnx__Conv.html
     """
     rank = len(sizes)
-    strides = _per_axis(node, "strides", rank, 1)
-    dilations = _per_axis(node, "dilations", rank, 1)
+    strides = per_axis(node, "strides", rank, 1)
+    dilations = per_axis(node, "dilations", rank, 1)
     if len(kernel) != rank or min((*kernel, *strides, *dilations), default=1) < 1:
         raise ModelError(
             f"{node.op} node {node.name!r}: kernel {list(kernel)}, strides {list(strides)} and "
             f"dilations {list(dilations)} must be positive, one for each of {rank} axes"
         )
+    view = Window(tuple(kernel), strides, dilations, ((0, 0),) * rank)
     auto = node.attrs.get("auto_pad", "NOTSET")
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = []
-        for size, span, stride in zip(sizes, spans, strides, strict=True):
+        for size, span, stride in zip(sizes, view.spans, strides, strict=True):
             total = max((-(-size // stride) - 1) * stride + span - size, 0)
             small = total // 2
             pads.append((small, total - small) if auto == "SAME_UPPER" else (total - small, small))
     elif auto in ("VALID", "NOTSET"):
-        flat = node.attrs.get("pads", ()) if auto == "NOTSET" else ()
+        flat = tuple(node.attrs.get("pads", ())) if auto == "NOTSET" else ()
         flat = flat or (0,) * (2 * rank)
         if len(flat) != 2 * rank:
             raise ModelError(
@@ -51,13 +61,93 @@ def window(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Windo
         pads = list(zip(flat[:rank], flat[rank:], strict=True))
     else:
         raise ModelError(f"{node.op} node {node.name!r}: unknown auto_pad {auto!r}")
-    return Window(tuple(kernel), strides, dilations, tuple(pads))
+    return view._replace(pads=tuple(pads))
 
 
-def _per_axis(node: Node, key: str, rank: int, default: int) -> tuple[int, ...]:
+def output_sizes(
+    node: Node, view: Window, sizes: tuple[int, ...], ceil: bool = False
+) -> tuple[int, ...]:
+    """floor((size + pads - span) / stride) + 1 per axis; `ceil` rounds up, but no window starts
+    in the padding after the data. ModelError where the window is larger than the data."""
+    out = []
+    for size, span, stride, (before, after) in zip(
+        sizes, view.spans, view.strides, view.pads, strict=True
+    ):
+        room = size + before + after - span
+        count = (-(-room // stride) if ceil else room // stride) + 1
+        if ceil and (count - 1) * stride >= size + before:
+            count -= 1
+        if count < 1:
+            raise ModelError(
+                f"{node.op} node {node.name!r}: a window over {span} does not fit into "
+                f"{size} + {before} + {after}"
+            )
+        out.append(count)
+    return tuple(out)
+
+
+def slide(
+    x: Any,
+    view: Window,
+    out: tuple[int, ...],
+    combine: Callable[[Any, Any], Any],
+    fill: Any,
+) -> Any:
+    """`combine` (max, sum) over each window of a channels-last array, outside it `fill`.
+
+    Axis by axis: a window of k x k costs 2 k shifted slices, which XLA fuses; its own
+    reduce_window is a naive loop on the CPU.
+    """
+    for i, count in enumerate(out):
+        axis = i + 1
+        size, k, stride, dilation = (
+            x.shape[axis],
+            view.kernel[i],
+            view.strides[i],
+            view.dilations[i],
+        )
+        before = view.pads[i][0]
+        after = (count - 1) * stride + view.spans[i] - size - before
+        x = _pad(x, axis, before, after, fill)
+        shifted = [
+            lax.slice_in_dim(x, j * dilation, j * dilation + (count - 1) * stride + 1, stride, axis)
+            for j in range(k)
+        ]
+        x = shifted[0]
+        for tap in shifted[1:]:
+            x = combine(x, tap)
+    return x
+
+
+def taps(x: Any, view: Window, out: tuple[int, ...], fill: Any) -> Iterator[Any]:
+    """For each element of the window, in C order, what it sees: an array of sizes `out`."""
+    widths = [
+        (before, (count - 1) * stride + span - size - before, 0)
+        for size, count, stride, span, (before, _) in zip(
+            x.shape[1:-1], out, view.strides, view.spans, view.pads, strict=True
+        )
+    ]
+    if any(w[:2] != (0, 0) for w in widths):
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+    ends = [(n - 1) * s + 1 for n, s in zip(out, view.strides, strict=True)]
+    for tap in product(*map(range, view.kernel)):
+        start = [j * d for j, d in zip(tap, view.dilations, strict=True)]
+        stop = [a + e for a, e in zip(start, ends, strict=True)]
+        yield lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *view.strides, 1))
+
+
+def per_axis(node: Node, key: str, rank: int, default: int) -> tuple[int, ...]:
+    """A list attribute with one entry per spatial axis."""
     values = tuple(node.attrs.get(key, ())) or (default,) * rank
     if len(values) != rank:
         raise ModelError(
             f"{node.op} node {node.name!r}: {key} {list(values)} must have {rank} entries"
         )
     return values
+
+
+def _pad(x: Any, axis: int, before: int, after: int, fill: Any) -> Any:
+    if not before and not after:
+        return x
+    widths = [(before, after, 0) if d == axis else (0, 0, 0) for d in range(x.ndim)]
+    return lax.pad(x, jnp.asarray(fill, x.dtype), widths)
