@@ -6,9 +6,12 @@ from jqnt.ops import data_dependent as data_dependent
 from jqnt.ops import elementwise as elementwise
 from jqnt.ops import generate as generate
 from jqnt.ops import indexing as indexing
+from jqnt.ops import integer_products as integer_products
 from jqnt.ops import linear as linear
 from jqnt.ops import normalization as normalization
 from jqnt.ops import pooling as pooling
+from jqnt.ops import qoperators as qoperators
+from jqnt.ops import quantized as quantized
 from jqnt.ops import reduce as reduce
 from jqnt.ops import scatter as scatter
 from jqnt.ops import selection as selection
