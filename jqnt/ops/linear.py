@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jqnt.errors import ModelError
+from jqnt.ops.convolution import Geometry, convolve
 from jqnt.ops.registry import lowering
-from jqnt.ops.window import window
+from jqnt.ops.window import output_sizes, window
 
 __all__ = ["conv", "gemm", "matmul"]
 
@@ -14,23 +14,19 @@ __all__ = ["conv", "gemm", "matmul"]
 @lowering("Conv", since=1, layout="channels_last")
 def conv(node, x, w, b=None):
     """https://onnx.ai/onnx/operators/onnx__Conv.html"""
-    spatial = "DHWXYZ"[: w.ndim - 2]
     groups = node.attrs.get("group", 1)
-    view = window(node, x.shape[1:-1], w.shape[2:])
-    if x.shape[-1] != w.shape[1] * groups:
+    if x.ndim < 3 or w.ndim != x.ndim:
+        raise ModelError(
+            f"Conv node {node.name!r}: input of rank {x.ndim} and weight of rank {w.ndim}"
+        )
+    if groups < 1 or x.shape[-1] != w.shape[1] * groups or w.shape[0] % groups:
         raise ModelError(
             f"Conv node {node.name!r}: the input has {x.shape[-1]} channels, the weight takes "
-            f"{groups} x {w.shape[1]}"
+            f"{groups} x {w.shape[1]} and gives {w.shape[0]}"
         )
-    y = lax.conv_general_dilated(
-        x,
-        w,
-        view.strides,
-        view.pads,
-        rhs_dilation=view.dilations,
-        dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
-        feature_group_count=groups,
-    )
+    sizes = x.shape[1:-1]
+    view = window(node, sizes, w.shape[2:])
+    y = convolve(x, w, Geometry(sizes, view, output_sizes(node, view, sizes), groups))
     return y if b is None else y + b.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
