@@ -15,7 +15,6 @@ __all__ = [
     "evaluator",
     "metric_named",
     "mse",
-    "sqnr_db",
     "top1",
     "user_metric",
 ]
@@ -76,16 +75,6 @@ def mse(outputs: Outputs, reference: Outputs | None, labels: np.ndarray | None) 
         difference = np.asarray(y, np.float64) - _against(reference, name)
         squares, count = squares + float((difference**2).sum()), count + difference.size
     return squares / max(count, 1)
-
-
-def sqnr_db(reference: np.ndarray, value: np.ndarray) -> float:
-    """10 log10(sum r^2 / sum (r - v)^2) in dB; infinite where nothing differs."""
-    reference = np.asarray(reference, np.float64)
-    noise = float(((reference - value) ** 2).sum())
-    signal = float((reference**2).sum())
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(signal / noise)) if signal else float("-inf")
 
 
 METRICS: Mapping[str, Metric] = {
