@@ -1,0 +1,151 @@
+"""Kernels of products with a weight: Conv, Gemm, MatMul."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jqnt.encodings import Encoding
+from jqnt.errors import UnsupportedError
+from jqnt.graph.ir import Node
+from jqnt.graph.layout import Laid, to_last, to_onnx
+from jqnt.integer.accumulate import accumulate, convolve, dot, int8_pieces, is_wide, offset
+from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
+from jqnt.integer.rule import along_last, container, store
+from jqnt.ops.window import window
+
+__all__ = ["CONV", "GEMM", "MATMUL"]
+
+
+def _weighted(node: Node, site: Site) -> bool:
+    data, weight, *bias = node.inputs
+    return (
+        data in site.grids
+        and site.operands.coded(weight) is not None
+        and site.operands.static.issuperset(name for name in bias if name)
+    )
+
+
+def _conv_prepare(group: Group, site: Site) -> dict[str, Any]:
+    weight = site.operands.coded(group.head.inputs[1])
+    assert weight is not None
+    scale = weight.per_channel(0, site.where(group))
+    taps = np.moveaxis(weight.centred, (0, 1), (-1, -2))
+    return _table(group, site, taps, scale)
+
+
+def _conv_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
+    node, x = group.head, to_last(_first(values)).array
+    kernel = table["pieces"][0].shape[:-2]
+    view = window(node, x.shape[1:-1], kernel)
+    groups = node.attrs.get("group", 1)
+
+    def product(part: Any) -> Any:
+        return convolve(part, table["pieces"], view, groups, border)
+
+    border = table["zx"]
+    if x.dtype != jnp.int8:
+        x, border = _bordered(x, view.pads, border), 0
+        view = view._replace(pads=((0, 0),) * len(view.pads))
+    return _finish(group, site, table, accumulate(product, x, "wide" in table), x.dtype, True)
+
+
+def _bordered(x: Any, pads: Any, value: Any) -> Any:
+    """Pads an int16 array before it is split into halves."""
+    widths = ((0, 0), *pads, (0, 0))
+    return jnp.pad(x, widths, constant_values=jnp.asarray(value).astype(x.dtype))
+
+
+def _gemm_prepare(group: Group, site: Site) -> dict[str, Any]:
+    node = group.head
+    weight = site.operands.coded(node.inputs[1])
+    assert weight is not None
+    axis = 0 if node.attrs.get("transB", 0) else 1
+    scale = weight.per_channel(axis, site.where(group))
+    matrix = weight.centred.T if axis == 0 else weight.centred
+    return _table(group, site, matrix, scale, node.attrs.get("alpha", 1.0))
+
+
+def _gemm_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
+    x = to_onnx(_first(values)).array
+    x = x.T if group.head.attrs.get("transA", 0) else x
+    return _rows(group, site, table, x)
+
+
+def _matmul_ready(node: Node, site: Site) -> bool:
+    weight = site.operands.coded(node.inputs[1]) if node.inputs[0] in site.grids else None
+    return weight is not None and weight.codes.ndim == 2
+
+
+def _matmul_prepare(group: Group, site: Site) -> dict[str, Any]:
+    weight = site.operands.coded(group.head.inputs[1])
+    assert weight is not None
+    return _table(group, site, weight.centred, weight.per_channel(1, site.where(group)))
+
+
+def _matmul_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
+    return _rows(group, site, table, to_onnx(_first(values)).array)
+
+
+def _rows(group: Group, site: Site, table: Any, x: Any) -> Laid:
+    acc = accumulate(lambda part: dot(part, table["pieces"]), x, "wide" in table)
+    return _finish(group, site, table, acc, x.dtype, False)
+
+
+def _table(
+    group: Group, site: Site, matrix: np.ndarray, scale: np.ndarray, alpha: float = 1.0
+) -> dict[str, Any]:
+    """`matrix` holds codes less zero point, outputs last; the key "wide" marks accumulators past
+    32 bits, so that it is part of the program and not of its data."""
+    x, y = site.grids[group.head.inputs[0]], site.grids[group.output]
+    where = site.where(group)
+    sx, zx = per_tensor(x, where)
+    sy, _ = per_tensor(y, where)
+    sx = np.float32(alpha) * sx
+    summed = tuple(range(matrix.ndim - 1))
+    box = container(x.format)  # pyright: ignore[reportArgumentType]
+    table = {
+        "pieces": int8_pieces(matrix),
+        "sums": matrix.sum(summed).astype(np.int32),
+        "zx": np.int32(zx - box.shift),
+        "rule": site.arithmetic.requantize.prepare(sx, scale, sy, _bias(group, site, sx * scale)),
+        **clamp(group, site),
+    }
+    if box.dtype.itemsize > 1 and is_wide(int(np.abs(matrix).sum(summed).max())):
+        table["wide"] = ()
+    return table
+
+
+def _bias(group: Group, site: Site, scale: np.ndarray) -> np.ndarray:
+    node = group.head
+    name = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
+    beta = node.attrs.get("beta", 1.0) if node.op == "Gemm" else 1.0
+    if name is not None and beta != 1:
+        raise UnsupportedError(f"{site.where(group)}: beta is {beta}; fold it into the bias")
+    return site.operands.bias_codes(name, scale)
+
+
+def _finish(group: Group, site: Site, table: Any, acc: Any, dtype: Any, last: bool) -> Laid:
+    rank = (acc[0] if isinstance(acc, tuple) else acc).ndim
+    last = last and rank > 2
+    acc = offset(acc, along_last(table["sums"], rank), table["zx"], dtype != jnp.int8)
+    codes = site.arithmetic.requantize.apply(
+        acc, along_last(table["rule"], rank), out_grid(table, rank, last)
+    )
+    return Laid(store(codes, _grid(group, site)), last)
+
+
+def _grid(group: Group, site: Site) -> Encoding:
+    return site.grids[group.output]
+
+
+def _first(values: Sequence[Laid | None]) -> Laid:
+    first = values[0]
+    assert first is not None
+    return first
+
+
+CONV = Kernel(_weighted, _conv_prepare, _conv_run)
+GEMM = Kernel(_weighted, _gemm_prepare, _gemm_run)
+MATMUL = Kernel(_matmul_ready, _matmul_prepare, _matmul_run)

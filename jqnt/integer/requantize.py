@@ -1,0 +1,61 @@
+"""Rules from an accumulator, or from codes of another grid, to codes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jqnt.affine import divide
+from jqnt.integer.exact import Wide, exact_mul, to_float
+from jqnt.integer.rule import Out, Rule
+
+__all__ = ["DIVIDE", "FLOAT", "quantize_float"]
+
+
+def _float_prepare(sx: np.float32, sw: np.ndarray, sy: np.float32, bias: np.ndarray) -> dict:
+    """s = f32(f32(sx * sw) / sy); the bias is int64 codes of scale sx * sw."""
+    limit = np.iinfo(np.int32)
+    scale = (np.float32(sx) * np.asarray(sw, np.float32)) / np.float32(sy)
+    return {"scale": scale, "bias": np.clip(bias, limit.min, limit.max).astype(np.int32)}
+
+
+def _float_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
+    """q = rint(clip(f32(acc + bias) * s, low - z, high - z)) + z."""
+    total = to_float(add_bias(acc, table["bias"]))
+    return _round_to(exact_mul(total, jnp.broadcast_to(table["scale"], total.shape)), out)
+
+
+def _divide_prepare(sx: np.float32, zx: int, sy: np.float32) -> dict:
+    return {"sx": np.float32(sx), "zx": np.int32(zx), "sy": np.float32(sy)}
+
+
+def _divide_apply(codes: Int[Array, "..."], table: dict, out: Out) -> Int[Array, "..."]:
+    """q = rint(f32((x - zx) * sx) / sy) + z, a true division."""
+    real = exact_mul((codes - table["zx"]).astype(jnp.float32), table["sx"])
+    return _round_to(divide(real, table["sy"]), out)
+
+
+def quantize_float(x: Float[Array, "..."], scale: Any, out: Out) -> Int[Array, "..."]:
+    """q = rint(x / scale) + z, clipped: ONNX QuantizeLinear."""
+    return _round_to(divide(x, scale), out)
+
+
+def add_bias(acc: Any, bias: Any) -> Any:
+    """acc + bias, int32 as the hardware wraps, or wide."""
+    if isinstance(acc, Wide):
+        return Wide(acc.high + (bias >> 8), acc.low + (bias & 255))
+    return acc + bias
+
+
+def _round_to(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
+    """Clipped before rounding, so that no float overflows the conversion."""
+    low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
+    return jnp.round(jnp.clip(value, low, high)).astype(jnp.int32) + out.zero_point
+
+
+FLOAT = Rule(_float_prepare, _float_apply)
+"""One float32 product, round half to even: onnxruntime's MlasRequantizeOutput."""
+
+DIVIDE = Rule(_divide_prepare, _divide_apply)
+"""DequantizeLinear then QuantizeLinear in float32."""
