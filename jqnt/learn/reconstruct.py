@@ -1,0 +1,171 @@
+"""Layer-wise reconstruction: each weight rounded for what the quantized network really sees."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from jqnt.errors import UnsupportedError
+from jqnt.graph.ir import Graph
+from jqnt.graph.lower import lower
+from jqnt.graph.shapes import infer_shapes
+from jqnt.learn import walk
+from jqnt.learn.fit import Progress
+from jqnt.learn.gram import Moments, accumulate, best_bias, centred, quadratic, zero_moments
+from jqnt.learn.layer import matrix
+from jqnt.learn.reads import Read, reads
+from jqnt.learn.source import Stream
+from jqnt.plan import Options, Plan, Theta, bind
+from jqnt.quantizers import Affine, SoftRound
+from jqnt.types import Params, Quantizer
+
+__all__ = ["LayerError", "Method", "Reconstruction", "learnable", "reconstruct"]
+
+Method = Callable[..., Affine | SoftRound]
+"""`method(layer, moments, w, quantizer, *, key) -> quantizer`: a better one for this weight."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Of one weight: sum ||x W - x~ W~||^2 / sum ||x W||^2, over all calibration samples, with the
+    weight as it was quantized before and as it is now. Errors of earlier layers are in x~."""
+
+    weight: str
+    nodes: tuple[str, ...]
+    before: float
+    after: float
+
+
+class Reconstruction(NamedTuple):
+    """The result: biases may have changed in `params`, quantizers of weights have in `theta`."""
+
+    params: Params
+    theta: Theta
+    layers: tuple[LayerError, ...]
+
+
+def reconstruct(
+    graph: Graph,
+    params: Params,
+    theta: Theta,
+    plan: Plan,
+    batches: Stream,
+    method: Method,
+    *,
+    bias: bool = False,
+    memory: int = 2**30,
+    progress: Progress | None = None,
+    key: PRNGKeyArray,
+) -> Reconstruction:
+    """Improves the quantizer of every weight on an integer grid, in the order of the graph.
+
+    A layer's inputs are those of the quantized network so far (activations and other layers'
+    formats as `theta` and `plan` have them), its target the float network's output: errors of
+    earlier layers are made up for. `bias` also corrects the bias of layers that have one of
+    their own. Activations are kept between layers where all batches of both networks fit into
+    `memory` bytes, and computed again from the last kept ones elsewhere.
+
+    Raises UnsupportedError for weights whose format is still being searched, or tied, and
+    DataError for batches that are empty or lack an input.
+    """
+    weights = learnable(graph, theta, plan)
+    exact = {name: jnp.asarray(value) for name, value in params.items()}
+    theta, lossy, changed = dict(theta), dict(exact), dict(params)
+    front = walk.start(graph, walk.Networks(exact, lossy, bind(theta, plan)), batches)
+    shapes = infer_shapes(graph, params, inputs=front.pairs[0].exact)
+    found = reads(graph, shapes, weights)
+    last = {read.weight: i for i, read in enumerate(found)}
+    sums: dict[str, Moments] = {}
+    layers: list[LayerError] = []
+    for i, read in enumerate(found):
+        networks = walk.Networks(exact, lossy, bind(theta, plan))
+        names = walk.frontier(graph, read.position, [r.data for r in found[i:]])
+        if walk.fits(shapes, names, len(front.pairs), memory):
+            front = walk.advance(graph, front, names, networks)
+        w = _value(graph, exact, read.weight)
+        total = sums.pop(read.weight, None) or _zero(read, w)
+        for pair in walk.look(graph, front, (read.data,), networks):
+            total = accumulate(read.layer, total, w, pair.exact[read.data], pair.lossy[read.data])
+        if i < last[read.weight]:
+            sums[read.weight] = total
+            continue
+        own = read.bias if bias and [r.weight for r in found].count(read.weight) == 1 else None
+        aim = total if own is None else centred(total)
+        quantizer = _affine(theta[read.weight])
+        theta[read.weight] = method(
+            read.layer, aim, w, quantizer, key=jax.random.fold_in(key, len(layers))
+        )
+        delta = _delta(read, theta[read.weight], w)
+        if own is not None:
+            shift = best_bias(total, delta).reshape(-1) / read.beta
+            lossy[own] = lossy[own] + shift
+            changed[own] = jax.device_get(lossy[own])
+        layers.append(
+            LayerError(
+                read.weight,
+                tuple(r.node.name for r in found if r.weight == read.weight),
+                _relative(total, _delta(read, quantizer, w)),
+                _relative(aim, delta),
+            )
+        )
+        if progress is not None:
+            state = {"before": layers[-1].before, "after": layers[-1].after}
+            progress(len(layers), len(last), state)
+    return Reconstruction(changed, theta, tuple(layers))
+
+
+def learnable(graph: Graph, theta: Theta, plan: Plan) -> tuple[str, ...]:
+    """The weights on an integer grid, whose rounding is free to choose.
+
+    Raises UnsupportedError for weights inside a choice, and for those that share a quantizer.
+    """
+    names = []
+    shared = {*plan.tied, *plan.tied.values()}
+    for name, group in theta.items():
+        if isinstance(group, Options):
+            tensors = plan.choices[name].tensors
+            weights = [t for t in tensors if t in plan.specs and plan.specs[t].role == "weight"]
+            if weights:
+                raise UnsupportedError(
+                    f"the format of weight {weights[0]!r} is still being searched; decide choice "
+                    f"{name!r} before its rounding is learned"
+                )
+            continue
+        if plan.specs[name].role != "weight" or not isinstance(group, Affine | SoftRound):
+            continue
+        if name in shared:
+            raise UnsupportedError(
+                f"weight {name!r} shares its quantizer with another tensor, so its rounding "
+                f"cannot be learned; give each its own"
+            )
+        names.append(graph.check(name))
+    return tuple(names)
+
+
+def _affine(quantizer: Affine | SoftRound) -> Affine:
+    return quantizer.affine if isinstance(quantizer, SoftRound) else quantizer
+
+
+def _delta(read: Read, quantizer: Quantizer, w: Any) -> Any:
+    """W~ - W as matrices, W~ being what the quantizer makes of w."""
+    return matrix(read.layer, quantizer(w) - w)
+
+
+def _relative(moments: Moments, delta: Any) -> float:
+    """The error over the power of the float output."""
+    error, signal = jnp.sum(quadratic(moments, delta)), jnp.sum(moments.signal)
+    return float(error / jnp.maximum(signal, jnp.finfo(jnp.float32).tiny))
+
+
+def _value(graph: Graph, params: Params, weight: str) -> Any:
+    """The float value of a weight: a parameter, or computed from parameters."""
+    if weight in params:
+        return params[weight]
+    return lower(graph, (), (weight,))(params, {}, {})[weight]
+
+
+def _zero(read: Read, w: Any) -> Moments:
+    return zero_moments(*matrix(read.layer, w).shape)

@@ -1,0 +1,171 @@
+"""The best rounding of a layer under the exact quadratic error: AdaRound in Gram form, polished."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from jqnt.affine import divide, rectified_sigmoid
+from jqnt.learn.fit import fit
+from jqnt.learn.gram import Moments
+from jqnt.learn.layer import Layer, matrix, tensor
+from jqnt.learn.source import Whole
+from jqnt.quantizers import Affine, SoftRound, grid
+
+__all__ = ["annealed", "choices", "descend", "learn_rounding", "rounded_up", "soft_logit"]
+
+SURE = 4.0
+"""A logit beyond which the rectified sigmoid is exactly 0 or 1 (it is from 2.4 on)."""
+
+
+def learn_rounding(
+    layer: Layer,
+    moments: Moments,
+    w: Float[Array, "..."],
+    quantizer: Affine,
+    *,
+    steps: int = 500,
+    rate: float = 0.1,
+    strength: float = 0.3,
+    key: PRNGKeyArray,
+) -> SoftRound:
+    """The rounding of `w` (up or down, each weight) that minimizes the quadratic error.
+
+    `steps` of Adam on AdaRound's relaxation, then coordinate descent on the hard choice until no
+    single flip helps; the same descent from rounding to nearest competes in every output
+    channel, so that none is ever worse than nearest. The error is taken in units of
+    mean(diag gram) * scale^2 per channel, which makes one rate and one strength of the
+    regularizer serve every layer and width.
+    """
+    low, high, fraction = choices(layer, w, quantizer)
+    data = _scaled(moments, low, high)
+    nearest = descend(data, fraction > 0.5)
+    up = nearest
+    if steps:
+        batch = {**data, "steps": jnp.float32(steps), "strength": jnp.float32(strength)}
+        start = {"logit": soft_logit(fraction)}
+        found = fit(annealed, start, _adam(rate), Whole(batch), steps=steps, chunk=steps, key=key)
+        relaxed = descend(data, found.theta["logit"] >= 0)
+        better = _error(data, relaxed) < _error(data, nearest)
+        up = jnp.where(better[..., None], relaxed, nearest)
+    return rounded_up(layer, quantizer, up)
+
+
+def choices(
+    layer: Layer, w: Float[Array, "..."], quantizer: Affine
+) -> tuple[Float[Array, "g o k"], Float[Array, "g o k"], Float[Array, "g o k"]]:
+    """(dw rounding down, dw rounding up, w / scale - floor(w / scale)) as matrices."""
+    scale, zero_point, qmin, qmax = grid(quantizer, w.shape)
+    v = divide(w, scale)
+    floor = jnp.floor(v)
+
+    def change(code):
+        return matrix(layer, (jnp.clip(code + zero_point, qmin, qmax) - zero_point) * scale - w)
+
+    return change(floor), change(floor + 1), matrix(layer, v - floor)
+
+
+def rounded_up(layer: Layer, quantizer: Affine, up: Bool[Array, "g o k"]) -> SoftRound:
+    """The quantizer that rounds up where `up` says, and down elsewhere."""
+    logit = tensor(layer, jnp.where(up, SURE, -SURE))
+    return SoftRound(
+        quantizer.scale,
+        quantizer.zero_point,
+        quantizer.bits,
+        logit,
+        quantizer.signed,
+        quantizer.strict,
+        quantizer.granularity,
+    )
+
+
+def soft_logit(fraction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """V with h(V) = fraction: -ln(1.2 / (fraction + 0.1) - 1), so that training starts at w."""
+    return -jnp.log(1.2 / (jnp.clip(fraction, 1e-3, 1 - 1e-3) + 0.1) - 1)
+
+
+def annealed(
+    value: dict[str, Any], batch: dict[str, Any], *, step: Any, key: Any
+) -> tuple[Any, dict[str, Any]]:
+    """error(h) + strength * sum(1 - |2h - 1|^beta) (Nagel et al. 2020, eq. 21, 24).
+
+    beta falls from 20 to 2 along a cosine after a warm start of 20 % without the regularizer.
+    """
+    h = rectified_sigmoid(value["logit"])
+    error = jnp.sum(_error(batch, h))
+    binary = regularizer(h, step / batch["steps"])
+    return error + batch["strength"] * binary, {"error": error, "binary": binary}
+
+
+def regularizer(h: Float[Array, "..."], progress: Float[Array, ""]) -> Float[Array, ""]:
+    """sum(1 - |2h - 1|^beta), 0 during the first 20 %; `progress` runs from 0 to 1."""
+    after = jnp.clip((progress - 0.2) / 0.8, 0, 1)
+    beta = 2 + 9 * (1 + jnp.cos(jnp.pi * after))
+    return jnp.where(progress < 0.2, 0, jnp.sum(1 - jnp.abs(2 * h - 1) ** beta))
+
+
+@jax.jit
+def descend(data: dict[str, Any], up: Bool[Array, "g o k"]) -> Bool[Array, "g o k"]:
+    """Flips single choices, input by input, as long as that lowers a channel's error.
+
+    A flip of dw_k by e changes the error by 2 e gradient_k + e^2 gram_kk. All output channels
+    move at once. Ends when a sweep flips nothing, after 20 sweeps at the latest.
+    """
+    gram, low, high = data["gram"], data["low"], data["high"]
+    inner = gram.shape[-1]
+    width = jnp.moveaxis(high - low, -1, 0)
+    delta = low + up * (high - low)
+    gradient = jnp.einsum("gok,gkl->lgo", delta, gram) - jnp.moveaxis(data["cross"], -1, 0)
+    diagonal = jnp.moveaxis(jnp.diagonal(gram, axis1=1, axis2=2), -1, 0)
+
+    def flip(k, carry):
+        up, gradient, flips = carry
+        e = jnp.where(up[k], -width[k], width[k])
+        helps = 2 * e * gradient[k] + e**2 * diagonal[k][:, None] < 0
+        e = jnp.where(helps, e, 0)
+        gradient = gradient + gram[:, k].T[:, :, None] * e[None]
+        return up.at[k].set(up[k] ^ helps), gradient, flips + jnp.sum(helps)
+
+    def sweep(carry):
+        up, gradient, sweeps, _ = carry
+        up, gradient, flips = jax.lax.fori_loop(0, inner, flip, (up, gradient, 0))
+        return up, gradient, sweeps + 1, flips
+
+    start = (jnp.moveaxis(up, -1, 0), gradient, 0, 1)
+    up = jax.lax.while_loop(lambda c: (c[3] > 0) & (c[2] < 20), sweep, start)[0]
+    return jnp.moveaxis(up, 0, -1)
+
+
+@functools.cache
+def _adam(rate: float) -> optax.GradientTransformation:
+    """One object per rate, since compiled programs are shared by identity."""
+    return optax.adam(rate)
+
+
+@jax.jit
+def _scaled(moments: Moments, low: Array, high: Array) -> dict[str, Any]:
+    """The quadratic in units of mean(diag gram) and of the step of each output channel."""
+    tiny = jnp.finfo(jnp.float32).tiny
+    diagonal = jnp.mean(jnp.diagonal(moments.gram, axis1=1, axis2=2), -1)[:, None, None]
+    diagonal = jnp.maximum(diagonal, tiny)
+    step = jnp.maximum(jnp.max(high - low, -1, keepdims=True), tiny)
+    return {
+        "gram": moments.gram / diagonal,
+        "cross": moments.cross / (diagonal * step),
+        "low": low / step,
+        "high": high / step,
+    }
+
+
+def _error(data: dict[str, Any], h: Array) -> Float[Array, "g o"]:
+    """The quadratic, less its constant, for choices h between 0 (down) and 1 (up).
+
+    Its derivative is 2 (dw gram - cross), written so that one product serves both.
+    """
+    delta = data["low"] + h * (data["high"] - data["low"])
+    half = jax.lax.stop_gradient(jnp.einsum("gok,gkl->gol", delta, data["gram"]))
+    square = 2 * half * delta - jax.lax.stop_gradient(half * delta)
+    return jnp.sum(square - 2 * data["cross"] * delta, -1)
