@@ -1,6 +1,6 @@
 """Back from a frozen result to a simulation: encodings -> quantizers."""
 
-import numpy as np
+import jax.numpy as jnp
 
 from jqnt.encodings import Encoding, Encodings
 from jqnt.formats import Minifloat
@@ -24,9 +24,9 @@ def _quantizer(encoding: Encoding) -> Quantizer:
         return Cast(fmt)
     assert encoding.scale is not None and encoding.zero_point is not None
     return Affine(
-        encoding.scale,
-        encoding.zero_point.astype(np.float32),
-        np.float32(fmt.bits),
+        jnp.asarray(encoding.scale),
+        jnp.asarray(encoding.zero_point, jnp.float32),
+        jnp.float32(fmt.bits),
         fmt.signed,
         fmt.strict,
         encoding.granularity,
