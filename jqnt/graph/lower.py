@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 import jqnt.ops  # noqa: F401  (its import fills the table of lowerings)
 from jqnt.errors import ConfigError, DataError, JqntError, ModelError, nearest
+from jqnt.graph.concrete import shape_inputs
 from jqnt.graph.ir import Graph, Node, captured
 from jqnt.graph.layout import RENAMED, Laid, align, last_quantizer, to_last, to_onnx
 from jqnt.ops.registry import find
@@ -85,26 +86,6 @@ def run_node(node: Node, values: Sequence[Any]) -> tuple[Any, ...]:
     """One node on arrays in ONNX's layout; an absent optional input is None."""
     laid = [None if value is None else Laid(value) for value in values]
     return tuple(to_onnx(out).array for out in call(node, laid))
-
-
-def shape_inputs(graph: Graph) -> tuple[str, ...]:
-    """The graph inputs that decide a shape, directly or by arithmetic."""
-    deciding: set[str] = set()
-
-    def visit(nodes: Sequence[Node]) -> None:
-        for node in reversed(nodes):
-            for body in node.attrs.values():
-                if isinstance(body, Graph):
-                    if deciding.intersection(node.outputs):
-                        deciding.update(body.outputs)
-                    visit(body.nodes)
-            static = find(node).static
-            deciding.update(node.inputs[i] for i in static if i < len(node.inputs))
-            if node.op not in ("Shape", "Size") and deciding.intersection(node.outputs):
-                deciding.update(name for name in node.inputs if name)
-
-    visit(graph.nodes)
-    return tuple(name for name in graph.inputs if name in deciding)
 
 
 def _between(

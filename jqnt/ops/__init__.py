@@ -3,6 +3,7 @@
 from jqnt.ops import activations as activations
 from jqnt.ops import attention as attention
 from jqnt.ops import cast as cast
+from jqnt.ops import control_flow as control_flow
 from jqnt.ops import data_dependent as data_dependent
 from jqnt.ops import elementwise as elementwise
 from jqnt.ops import generate as generate

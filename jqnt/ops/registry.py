@@ -25,10 +25,13 @@ class Lowering:
     Inputs are jax arrays, or numpy arrays where the value is static (constants and shape
     arithmetic); an absent optional input is None. An operator all of whose inputs are numpy
     gives numpy, so that shape arithmetic never enters the trace. `static` are the positions of
-    inputs that decide a shape, and so must be concrete. Where the graph's node holds a body
-    (a `Graph` attribute), the node handed to the lowering holds a function instead:
-    `body(*arrays) -> tuple of arrays`, which sees the tensors that the body captures. An
-    `eager` operator has an output whose shape depends on data: it needs concrete inputs.
+    inputs that decide a shape, and so must be concrete; `settings` those of inputs that are
+    better concrete, and are if they follow from scalar integers alone. An `eager` operator has
+    an output whose shape depends on data: it needs concrete inputs.
+
+    Where the graph's node holds a body (a `Graph` attribute), the node handed to the lowering
+    holds a function instead: `body(*arrays) -> tuple of arrays`, which sees the tensors that the
+    body captures.
     """
 
     function: Callable[..., Any]
@@ -38,6 +41,7 @@ class Lowering:
     layout: Layout
     static: tuple[int, ...] = ()
     eager: bool = False
+    settings: tuple[int, ...] = ()
 
 
 _TABLE: dict[tuple[str, str], list[Lowering]] = {}
@@ -51,6 +55,7 @@ def lowering(
     layout: Layout = "onnx",
     static: tuple[int, ...] = (),
     eager: bool = False,
+    settings: tuple[int, ...] = (),
 ):
     """Registers the decorated function for `op` from opset `since` of `domain` on.
 
@@ -63,7 +68,7 @@ def lowering(
         entries = _TABLE.setdefault((domain, op), [])
         if any(entry.since == since for entry in entries):
             raise ValueError(f"{domain or 'ai.onnx'}.{op} since {since} is registered twice")
-        entries.append(Lowering(function, op, domain, since, layout, static, eager))
+        entries.append(Lowering(function, op, domain, since, layout, static, eager, settings))
         entries.sort(key=lambda entry: entry.since)
         return function
 
