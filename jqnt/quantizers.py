@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -11,7 +12,7 @@ from jqnt.affine import divide, fake_quant, grid_limits, rectified_sigmoid, roun
 from jqnt.formats import PER_TENSOR, Granularity, Minifloat
 from jqnt.types import Leaf
 
-__all__ = ["Affine", "Cast", "Mixture", "SoftRound"]
+__all__ = ["Affine", "Cast", "Mixture", "Select", "SoftRound"]
 
 
 @struct.dataclass
@@ -115,6 +116,36 @@ class Mixture:
     def chosen(self) -> Any:
         """The most probable branch; only outside a trace."""
         return self.branches[int(jnp.argmax(jnp.asarray(self.probability)))]
+
+
+@struct.dataclass
+class Select:
+    """x -> branches[index](x), and x itself where `index` is negative.
+
+    `index` is a leaf, so that one program tries every branch. Branches of one structure (the
+    widths of a grid, say) are one quantizer whose leaves are picked; only one kind runs.
+    """
+
+    index: Leaf
+    branches: tuple[Any, ...]
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        alike: dict[Any, list[int]] = {}
+        for k, branch in enumerate(self.branches):
+            leaves, structure = jax.tree.flatten(branch)
+            alike.setdefault((structure, *map(jnp.shape, leaves)), []).append(k)
+        index = jnp.asarray(self.index)
+        kinds = [lambda x: x]
+        kind_of = np.zeros(len(self.branches) + 1, np.int32)
+        for kind, members in enumerate(alike.values(), start=1):
+            place = jnp.argmax(index == np.array(members))
+            picked = jax.tree.map(
+                lambda *leaves, place=place: jnp.stack(leaves)[place],
+                *(self.branches[k] for k in members),
+            )
+            kinds.append(lambda x, picked=picked: picked(x))
+            kind_of[np.array(members) + 1] = kind
+        return jax.lax.switch(jnp.asarray(kind_of)[jnp.maximum(index, -1) + 1], kinds, x)
 
 
 def grid(quantizer: Affine | SoftRound, shape: tuple[int, ...]):

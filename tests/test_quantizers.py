@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jqnt.formats import Granularity, Minifloat, format_named, integer_limits, storage_dtype
-from jqnt.quantizers import Affine, Cast, Mixture, SoftRound
+from jqnt.formats import FP16, Granularity, Minifloat, format_named, integer_limits, storage_dtype
+from jqnt.quantizers import Affine, Cast, Mixture, Select, SoftRound
 
 
 def affine(scale, zero_point=0.0, bits=8, **static):
@@ -120,6 +120,21 @@ def test_a_mixture_is_exact_at_every_vertex_and_linear_between():
         float(w) * np.asarray(b(X), np.float64) for w, b in zip(p, branches, strict=True)
     )
     np.testing.assert_allclose(Mixture(p, branches)(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_selection_is_the_branch_of_a_traced_index():
+    branches = (affine(0.3, 0.0, 4), Cast(FP16), affine(0.02, 1.0, 8), affine(0.01, 0.0, 8))
+    traces = []
+
+    @jax.jit
+    def run(index, branches):
+        traces.append(1)
+        return Select(index, branches)(X)
+
+    for k, branch in enumerate(branches):
+        np.testing.assert_array_equal(run(k, branches), jax.jit(branch)(X))
+    np.testing.assert_array_equal(run(-1, branches), X)
+    assert len(traces) == 1
 
 
 def test_every_leaf_of_every_quantizer_has_a_finite_gradient():

@@ -13,7 +13,7 @@ import numpy as np
 
 from jqnt.formats import Granularity
 from jqnt.graph.ir import Node
-from jqnt.quantizers import Affine, Cast, Mixture
+from jqnt.quantizers import Affine, Cast, Mixture, Select
 
 __all__ = ["RENAMED", "Laid", "align", "last_quantizer", "to_last", "to_onnx"]
 
@@ -77,7 +77,7 @@ def last_quantizer(quantizer: Any, rank: int) -> Any | None:
         if axis is None:
             return quantizer
         return None if block else replace(quantizer, granularity=Granularity(new_axis(axis, rank)))
-    if isinstance(quantizer, Mixture):
+    if isinstance(quantizer, Mixture | Select):
         branches = tuple(last_quantizer(branch, rank) for branch in quantizer.branches)
         return None if any(b is None for b in branches) else replace(quantizer, branches=branches)
     return None
