@@ -21,9 +21,9 @@ LAYERS = (
         "metrics",
     ),
     ("graph", "ops"),
-    ("transforms", "targets", "rules", "placement", "plan", "choices", "freeze"),
+    ("transforms", "targets", "rules", "placement", "plan", "choices", "freeze", "thaw"),
     ("learn", "npu", "integer"),
-    ("interop", "module", "report", "compare", "data", "demo"),
+    ("interop", "module", "report", "compare", "data", "demo", "frozen"),
     ("cli", "__main__", ""),
 )
 """Layer 0 first; a name is a file or a package under jqnt/, "" the package itself."""

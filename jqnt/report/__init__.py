@@ -1,0 +1,14 @@
+"""The evidence for a quantized model: tables, plots, one self-contained HTML page."""
+
+from jqnt.report.document import Provenance, Report, report
+from jqnt.report.terminal import layer_table, metric_figure, staircase_table, table_of
+
+__all__ = [
+    "Provenance",
+    "Report",
+    "layer_table",
+    "metric_figure",
+    "report",
+    "staircase_table",
+    "table_of",
+]
