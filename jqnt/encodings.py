@@ -68,16 +68,15 @@ class Encoding:
             raise DataError(f"{self.format.name} has no integer codes")
         x = np.asarray(x, np.float32)
         code = np.rint(x / self.expand(self.scale, x.shape)).astype(np.float64)
-        return np.clip(code + self.expand(self.zero_point, x.shape), *self.format.limits).astype(
-            np.int64
-        )
+        code = np.clip(code + self.expand(self.zero_point, x.shape), *self.format.limits)
+        return np.asarray(code, np.int64)
 
     def dequantize(self, codes: np.ndarray) -> np.ndarray:
         """float32 reals: (code - zero_point) * scale."""
         if self.scale is None or self.zero_point is None:
             raise DataError(f"{self.format.name} has no integer codes")
         shift = codes - self.expand(self.zero_point, codes.shape)
-        return shift.astype(np.float32) * self.expand(self.scale, codes.shape)
+        return np.asarray(shift.astype(np.float32) * self.expand(self.scale, codes.shape))
 
 
 @dataclass(frozen=True)
