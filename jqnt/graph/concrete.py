@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from jqnt.graph.ir import Graph, Node, captured
 from jqnt.ops.registry import find
 
@@ -13,7 +11,7 @@ __all__ = ["shape_inputs"]
 
 def shape_inputs(graph: Graph) -> tuple[str, ...]:
     """The graph inputs that decide a shape or the course of control flow, directly or by
-    arithmetic; control flow is decided only where scalar integers alone decide it."""
+    arithmetic; control flow is decided only where scalars alone decide it."""
     scalars = _scalars(graph)
     deciding: set[str] = set()
 
@@ -40,11 +38,11 @@ def shape_inputs(graph: Graph) -> tuple[str, ...]:
 
 
 def _scalars(graph: Graph) -> set[str]:
-    """The tensors that follow from constants, shapes and scalar integer inputs alone."""
+    """The tensors that follow from constants, shapes and scalar inputs alone."""
     known = set(graph.constants)
     for name in graph.inputs:
         info = graph.info.get(name)
-        if info is None or info.shape is None or np.dtype(info.dtype).kind not in "biu":
+        if info is None or info.shape is None:
             continue
         sizes = [d for d in info.shape if isinstance(d, int)]
         if len(sizes) == len(info.shape) and math.prod(sizes) == 1:

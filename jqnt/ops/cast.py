@@ -5,7 +5,8 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from jqnt.ops.namespace import canonical, dtype_of, numeric, pointwise
+from jqnt.ops.namespace import canonical, dtype_of, namespace, numeric, pointwise
+from jqnt.ops.registry import lowering
 
 __all__ = ["convert", "saturated"]
 
@@ -23,9 +24,10 @@ def cast(xp, node, x):
     return convert(xp, node, x, dtype_of(xp, node.attrs["to"]))
 
 
-@pointwise("CastLike", since=15)
-def cast_like(xp, node, x, like):
-    """https://onnx.ai/onnx/operators/onnx__CastLike.html"""
+@lowering("CastLike", since=15)
+def cast_like(node, x, like):
+    """https://onnx.ai/onnx/operators/onnx__CastLike.html (of any shape: only its type counts)"""
+    xp = namespace(x)
     return convert(xp, node, x, canonical(xp, like.dtype))
 
 

@@ -26,7 +26,7 @@ class Lowering:
     arithmetic); an absent optional input is None. An operator all of whose inputs are numpy
     gives numpy, so that shape arithmetic never enters the trace. `static` are the positions of
     inputs that decide a shape, and so must be concrete; `settings` those of inputs that are
-    better concrete, and are if they follow from scalar integers alone. An `eager` operator has
+    better concrete, and are if they follow from scalar inputs alone. An `eager` operator has
     an output whose shape depends on data: it needs concrete inputs.
 
     Where the graph's node holds a body (a `Graph` attribute), the node handed to the lowering
