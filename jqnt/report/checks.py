@@ -112,8 +112,10 @@ def _metric_loss(e: Evidence) -> Check:
     )
 
 
-def _budget(e: Evidence) -> Check:
+def _budget(e: Evidence) -> Check | None:
     found, bar = e.step.latency_s, e.recovery.max_latency_s
+    if not np.isfinite(bar):
+        return None
     return Check(
         "predicted latency",
         "unknown" if found is None else f"{1e3 * found:.4g} ms",

@@ -24,8 +24,8 @@ def table_of(
         header_style="dim",
     )
     for key, heading in columns.items():
-        values = [row.get(key) for row in rows]
-        number = any(_is_number(v) for v in values)
+        values = [row[key] for row in rows if row.get(key) is not None]
+        number = bool(values) and all(_is_number(v) for v in values)
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         style = "bold" if row.get("chosen") else ""
@@ -59,9 +59,11 @@ def staircase_table(document: Mapping[str, Any]) -> Table:
         "seconds": "seconds",
         "meets": "target",
     }
+    budget = target["max_latency_s"]
+    asked = "" if budget is None else f"at most {1e3 * budget:.4g} ms, "
     title = (
-        f"{document['model']['name']} on {document['device']['name']}: at most "
-        f"{1e3 * target['max_latency_s']:.4g} ms, at most {target['max_drop']:g} below float"
+        f"{document['model']['name']} on {document['device']['name']}: {asked}"
+        f"at most {target['max_drop']:g} below float"
     )
     verdict = "meets target and budget" if document["met"] else "the nearest to the target"
     return table_of(title, columns, rows, f"Chosen: {document['chosen']}, {verdict}.")

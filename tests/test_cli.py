@@ -1,0 +1,254 @@
+"""The command line as a user meets it: right input, and every kind of wrong one."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from jqnt.cli import run
+from jqnt.encodings import Encodings
+
+
+def tiny_model(path: Path, **replaced) -> Path:
+    """Conv, Relu, GlobalAveragePool, Gemm on 8x8 images; enough for every command."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "conv.weight": rng.normal(size=(4, 1, 3, 3)).astype(np.float32),
+        "conv.bias": rng.normal(size=4).astype(np.float32),
+        "fc.weight": rng.normal(size=(3, 4)).astype(np.float32),
+        "fc.bias": rng.normal(size=3).astype(np.float32),
+    } | replaced
+    nodes = [
+        helper.make_node(
+            "Conv", ["image", "conv.weight", "conv.bias"], ["c"], "conv", pads=[1] * 4
+        ),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc.weight", "fc.bias"], ["logits"], "fc", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A folder with model.onnx and calib.npz, whose labels are the model's own arg-max."""
+    folder = tmp_path_factory.mktemp("cli")
+    model = tiny_model(folder / "model.onnx")
+    x = np.random.default_rng(1).normal(size=(64, 1, 8, 8)).astype(np.float32)
+    (logits,) = onnxruntime.InferenceSession(model).run(None, {"image": x})
+    np.savez(folder / "data.npz", image=x, labels=logits.argmax(1))
+    np.savez(folder / "bare.npz", image=x)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frozen(files) -> Path:
+    """What `jqnt quantize --out` leaves."""
+    out = files / "quantized"
+    args = ["quantize", files / "model.onnx", "--calib", files / "data.npz", "--out", out, "--json"]
+    assert run([str(a) for a in args]) == 0
+    return out
+
+
+@pytest.fixture
+def jqnt(capsys):
+    """`jqnt(*args) -> (exit code, parsed stdout)`; fails on an error."""
+
+    def call(*args):
+        capsys.readouterr()
+        code = run([str(a) for a in args])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out) if "--json" in args else captured.out
+
+    return call
+
+
+def test_inspect_says_why(jqnt, files):
+    found = jqnt("inspect", files / "model.onnx", "--json", "--weights", "int4")
+    assert found["graph"]["operators"]["Conv"] == 1
+    assert found["graph"]["parameters"] == 4 * 9 + 4 + 3 * 4 + 3
+    plan = {row["tensor"]: row for row in found["plan"]}
+    assert plan["conv.weight"]["format"] == "int4"
+    assert plan["r"]["why"] == "onnxruntime: output of Conv 'conv'"
+    assert plan["fc.bias"]["format"] == "int32"
+    assert "c" not in plan  # inside the fused group
+    text = jqnt("inspect", files / "model.onnx")
+    assert "output of Conv 'conv'" in text
+
+
+def test_rules_of_a_file_come_first(jqnt, files, tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nname = "fc*"\nrole = "weight"\nformat = "int2"\n')
+    plan = jqnt("inspect", files / "model.onnx", "--rules", rules, "--json")["plan"]
+    formats = {row["tensor"]: row["format"] for row in plan}
+    assert (formats["fc.weight"], formats["conv.weight"]) == ("int2", "int8")
+
+
+def test_quantize_judges_three_times(jqnt, files):
+    args = ["quantize", files / "model.onnx", "--calib", files / "data.npz"]
+    args += ["--eval", files / "data.npz", "--equalize", "--adaround", "--steps", 20, "--json"]
+    metric = jqnt(*args)["metric"]
+    assert metric["float"] == 100.0
+    assert metric["float_simulation"] > 90
+    assert metric["integer"] > 90
+    assert "quantized, on integers" in jqnt(*args[:-1])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "mse"])
+def test_metrics_against_the_float_network(jqnt, files, metric):
+    args = ["quantize", files / "model.onnx", "--calib", files / "bare.npz"]
+    found = jqnt(*args, "--eval", files / "bare.npz", "--metric", metric, "--json")["metric"]
+    assert found["float"] == {"cosine": 1.0, "mse": 0.0}[metric]
+    near = {"cosine": 0.99 < found["integer"] < 1, "mse": 0 < found["integer"] < 0.05}
+    assert near[metric]
+
+
+def test_a_frozen_folder_serves_the_other_commands(jqnt, files, frozen):
+    metric = jqnt("emulate", frozen, "--eval", files / "data.npz", "--json")["metric"]
+    assert metric["integer"] > 90
+    rows = jqnt("compare", frozen, "--data", files / "data.npz", "--json")["tensors"]
+    assert [row["tensor"] for row in rows] == ["r", "p", "f", "logits"]
+    assert all(row["cosine"] > 0.99 for row in rows)
+    assert "tensor" in jqnt("compare", frozen, "--data", files / "data.npz", "--tensor", "r")
+    found = jqnt("profile", frozen, "--device", "embedded-demo", "--json")
+    assert {layer["pair"] for layer in found["layers"]} == {"w8a8"}
+    assert found["fastest_legal_s"] <= found["latency_s"] <= found["slowest_legal_s"]
+    assert len(Encodings.load(frozen / "frozen" / "encodings.json")) > 4
+
+
+def test_profile_of_a_float_model_takes_a_pair(jqnt, files):
+    slow, fast = (
+        jqnt("profile", files / "model.onnx", "--device", "embedded-demo", "--pair", p, "--json")
+        for p in ("w8a16", "w4a8")
+    )
+    assert fast["latency_s"] < slow["latency_s"]
+    text = jqnt("profile", files / "model.onnx", "--device", "embedded-demo", "--top", 1)
+    assert "bound by" in text
+
+
+def test_data_and_metrics_of_the_users(jqnt, files, tmp_path, monkeypatch):
+    (tmp_path / "mine_cli.py").write_text(
+        "import numpy as np\n"
+        f"x = dict(np.load({str(files / 'data.npz')!r}))\n"
+        "def batches():\n    yield {k: v[:32] for k, v in x.items()}\n"
+        "def above(outputs, labels):\n    return (outputs['logits'].argmax(1) == labels).mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ["quantize", files / "model.onnx", "--calib", "mine_cli:batches"]
+    args += ["--eval", "mine_cli:batches", "--metric", "mine_cli:above", "--json"]
+    metric = jqnt(*args)["metric"]
+    assert (metric["float"], metric["samples"]) == (1.0, 32)
+
+
+def quantize_args(**changes):
+    """The arguments of a quantize that would work, changed."""
+    options = {"model": "model.onnx", "calib": "data.npz", "eval": "data.npz", "out": "o"} | changes
+    model = options.pop("model")
+    return ["quantize", model, *(x for k, v in options.items() for x in (f"--{k}", v))]
+
+
+WRONG = {
+    "no model": (quantize_args(model="absent.onnx"), "absent.onnx: no such file"),
+    "truncated model": (quantize_args(model="cut.onnx"), "cut.onnx: truncated, or not an ONNX"),
+    "not a model": (quantize_args(model="text.onnx"), "text.onnx: .*not an ONNX"),
+    "weights not finite": (quantize_args(model="nan.onnx"), "weight 'conv.weight' holds NaN"),
+    "no data": (quantize_args(calib="absent.npz"), "absent.npz: no such file"),
+    "truncated data": (quantize_args(calib="cut.npz"), "cut.npz: not an .npz file, or truncated"),
+    "data not finite": (quantize_args(calib="nan.npz"), "nan.npz: array 'image' holds 1 values"),
+    "empty data": (quantize_args(calib="empty.npz"), "empty.npz: holds no samples"),
+    "wrong shape": (quantize_args(calib="shape.npz"), r"shape \[2, 3, 8, 8\]; the model takes \[N"),
+    "wrong type": (quantize_args(calib="bytes.npz"), "of type uint8; the model takes float32"),
+    "no labels": (quantize_args(eval="bare.npz"), "top1 needs labels"),
+    "metric": (quantize_args(metric="top-1"), "no metric 'top-1'.*did you mean 'top1'"),
+    "metric module": (quantize_args(metric="nowhere:f"), "no module named 'nowhere'"),
+    "format": (quantize_args(weights="int44"), "int44|1 to 32 bits"),
+    "format name": (quantize_args(weights="imt8"), "no number format 'imt8'; did you mean 'int8'"),
+    "target": (quantize_args(target="onnx"), "no target 'onnx'; did you mean .*'onnxruntime'"),
+    "rule": (quantize_args(rules="rules.toml"), "rule 1.*applies to no tensor.*'conv.weight'"),
+    "rule key": (quantize_args(rules="keys.toml"), "rule 1: unknown 'nmae'; did you mean 'name'"),
+    "out is a file": (quantize_args(out="data.npz"), "data.npz is a file"),
+    "choice": (quantize_args(observer="minimax"), "'minimax' is not one of"),
+    "device": (["profile", "model.onnx", "--device", "snapdragon-8"], "no device .*did you mean"),
+    "pair": (
+        ["profile", "model.onnx", "--device", "embedded-demo", "--pair", "w3a8"],
+        "has no 'w3a8'; did you mean",
+    ),
+    "tensor": (
+        ["compare", "quantized", "--data", "data.npz", "--tensor", "logit"],
+        "no tensor 'logit'.*did you mean 'logits'",
+    ),
+    "float model": (["emulate", "model.onnx", "--eval", "data.npz"], "is a float model; quantize"),
+    "empty folder": (["emulate", "hollow", "--eval", "data.npz"], "hollow: no frozen model"),
+    "option": (["inspect", "model.onnx", "--wieghts", "int8"], "No such option: --wieghts"),
+    "command": (["quantise", "model.onnx"], "No such command 'quantise'"),
+    "argument": (["inspect"], "Missing argument 'model'"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(files, frozen) -> Path:
+    """Files that are wrong in every way of the table above."""
+    whole = (files / "model.onnx").read_bytes()
+    (files / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    (files / "text.onnx").write_text("this is no model")
+    nan = np.full((4, 1, 3, 3), np.nan, np.float32)
+    tiny_model(files / "nan.onnx", **{"conv.weight": nan})
+    data = (files / "data.npz").read_bytes()
+    (files / "cut.npz").write_bytes(data[: len(data) // 2])
+    x = np.zeros((2, 1, 8, 8), np.float32)
+    np.savez(files / "empty.npz", image=x[:0])
+    np.savez(files / "shape.npz", image=x.repeat(3, axis=1))
+    np.savez(files / "bytes.npz", image=x.astype(np.uint8))
+    x[1, 0, 2, 3] = np.inf
+    np.savez(files / "nan.npz", image=x)
+    (files / "rules.toml").write_text('[[rule]]\nname = "conv.wieght"\nformat = "int4"\n')
+    (files / "keys.toml").write_text('[[rule]]\nnmae = "conv.weight"\n')
+    (files / "hollow").mkdir()
+    return files
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(case, broken, capsys, monkeypatch):
+    monkeypatch.chdir(broken)
+    before = {path.name for path in broken.iterdir()}
+    args, message = WRONG[case]
+    capsys.readouterr()
+    assert run(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert {path.name for path in broken.iterdir()} == before
+
+
+def test_help_names_every_command(capsys):
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    commands = "inspect quantize search emulate export profile compare recover"
+    assert all(f"\n  {name} " in text for name in commands.split())
+    for name in commands.split():
+        assert run([name, "--help"]) == 0
+        assert "--json" in capsys.readouterr().out
+
+
+def test_the_console_script_is_installed():
+    assert (Path(sys.executable).parent / "jqnt").exists()
