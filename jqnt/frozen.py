@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def check_out(out: Path) -> None:
 
 
 @contextmanager
-def replacing(out: Path, move: Callable[[Path, Path], object] = os.replace) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` to write to; what is in it replaces the same names in `out` at
     the end, and nothing of it is there if an error comes first."""
     check_out(out)
@@ -100,6 +100,6 @@ def replacing(out: Path, move: Callable[[Path, Path], object] = os.replace) -> I
             target = out / entry.name
             if target.is_dir():
                 shutil.rmtree(target)
-            move(entry, target)
+            os.replace(entry, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
