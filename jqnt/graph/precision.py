@@ -7,7 +7,7 @@ import numpy as np
 from onnx import helper
 
 from jqnt.graph.concrete import shape_inputs
-from jqnt.graph.ir import Graph, Node
+from jqnt.graph.ir import Graph, Node, captured
 
 __all__ = ["fits_32_bits", "is_wide", "needs_64_bits"]
 
@@ -81,9 +81,20 @@ def needs_64_bits(graph: Graph, params: Mapping[str, Any]) -> bool:
             wide.add(name)
     if any(is_wide(v.dtype) for n, v in params.items() if n in graph.params):
         return True
-    if not _narrow(graph.nodes, graph, static, wide):
+    if not _narrow(_live(graph), graph, static, wide):
         return True
     return not wide.isdisjoint(graph.outputs)
+
+
+def _live(graph: Graph) -> list[Node]:
+    """The nodes that an output depends on."""
+    needed = set(graph.outputs)
+    nodes = []
+    for node in reversed(graph.nodes):
+        if not needed.isdisjoint(node.outputs):
+            nodes.append(node)
+            needed.update(node.inputs, captured(node))
+    return nodes[::-1]
 
 
 def _narrow(nodes: Sequence[Node], graph: Graph, static: set[str], wide: set[str]) -> bool:
