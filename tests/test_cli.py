@@ -102,6 +102,20 @@ def test_a_frozen_folder_serves_the_other_commands(jqnt, files, frozen):
     assert len(Encodings.load(frozen / "frozen" / "encodings.json")) > 4
 
 
+def test_search_keeps_the_budget(jqnt, files, tmp_path):
+    model, calib = files / "model.onnx", files / "data.npz"
+    profile = jqnt("profile", model, "--device", "embedded-demo", "--json")
+    bounds = profile["fastest_legal_s"], profile["slowest_legal_s"]
+    budget_ms = 1e3 * sum(bounds) / 2
+    args = ["search", model, "--calib", calib, "--eval", calib, "--device", "embedded-demo"]
+    args += ["--max-latency-ms", budget_ms, "--steps", 25]
+    found = jqnt(*args, "--out", tmp_path / "o", "--json")
+    assert found["latency_s"] <= budget_ms / 1e3
+    priced = jqnt("profile", tmp_path / "o", "--device", "embedded-demo", "--json")
+    assert priced["latency_s"] == pytest.approx(found["latency_s"], rel=1e-6)
+    assert found["metric"]["float"] == 100.0
+
+
 def test_profile_of_a_float_model_takes_a_pair(jqnt, files):
     slow, fast = (
         jqnt("profile", files / "model.onnx", "--device", "embedded-demo", "--pair", p, "--json")
@@ -133,6 +147,11 @@ def quantize_args(**changes):
     return ["quantize", model, *(x for k, v in options.items() for x in (f"--{k}", v))]
 
 
+def search_args(*more):
+    """The arguments of a search, and `more`."""
+    return ["search", "model.onnx", "--calib", "data.npz", "--device", "embedded-demo", *more]
+
+
 WRONG = {
     "no model": (quantize_args(model="absent.onnx"), "absent.onnx: no such file"),
     "truncated model": (quantize_args(model="cut.onnx"), "cut.onnx: truncated, or not an ONNX"),
@@ -155,6 +174,14 @@ WRONG = {
     "out is a file": (quantize_args(out="data.npz"), "data.npz is a file"),
     "choice": (quantize_args(observer="minimax"), "'minimax' is not one of"),
     "device": (["profile", "model.onnx", "--device", "snapdragon-8"], "no device .*did you mean"),
+    "budget": (
+        search_args("--max-latency-ms", "0.01"),
+        r"latency budget 0.01 ms is below the minimum 0.0\d+ ms",
+    ),
+    "exclude": (
+        search_args("--max-latency-ms", "1", "--exclude", "cnov"),
+        "no tensor or node 'cnov' to exclude; did you mean 'conv'",
+    ),
     "pair": (
         ["profile", "model.onnx", "--device", "embedded-demo", "--pair", "w3a8"],
         "has no 'w3a8'; did you mean",

@@ -14,6 +14,7 @@ from jqnt.cli.emulate import emulate
 from jqnt.cli.inspect import inspect
 from jqnt.cli.profile import profile
 from jqnt.cli.quantize import quantize
+from jqnt.cli.search import search
 from jqnt.errors import JqntError
 
 __all__ = ["app", "main", "run"]
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (inspect, quantize, emulate, profile, compare):
+for command in (inspect, quantize, search, emulate, profile, compare):
     app.command()(command)
 
 
