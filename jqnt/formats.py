@@ -13,6 +13,7 @@ from jqnt.errors import ConfigError, nearest
 __all__ = [
     "BF16",
     "FP16",
+    "FP32",
     "PER_TENSOR",
     "Format",
     "Granularity",
@@ -86,6 +87,8 @@ class Minifloat:
             return "float16"
         if self == BF16:
             return "bfloat16"
+        if self == FP32:
+            return "float32"
         suffix = "" if self.ieee else "fn"
         return f"float{self.bits}_e{self.exponent}m{self.mantissa}{suffix}"
 
@@ -107,10 +110,13 @@ Format = Integer | Minifloat
 
 FP16 = Minifloat(5, 10)
 BF16 = Minifloat(8, 7)
+FP32 = Minifloat(8, 23)
+"""What is not quantized."""
 
 _NAMED: dict[str, Format] = {
     "float16": FP16,
     "bfloat16": BF16,
+    "float32": FP32,
     "float8_e4m3fn": Minifloat(4, 3, ieee=False),
     "float8_e5m2": Minifloat(5, 2),
     "float6_e2m3fn": Minifloat(2, 3, ieee=False, nan=False),
@@ -169,6 +175,31 @@ class Granularity:
     def __post_init__(self):
         if self.block is not None and (self.axis is None or self.block < 1):
             raise ConfigError("a block size is positive and needs an axis")
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scale of a tensor of `shape`."""
+        if self.axis is None:
+            return ()
+        axis = self.axis % len(shape)
+        if self.block is None:
+            return (shape[axis],)
+        return (*shape[:axis], -(-shape[axis] // self.block), *shape[axis + 1 :])
+
+    def groups(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`x` with the values that share a scale along a new last axis: scale_shape + (n,).
+
+        A block that is cut short at the end is filled up with zeros.
+        """
+        if self.axis is None:
+            return x.reshape(-1)
+        axis = self.axis % x.ndim
+        if self.block is None:
+            return jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+        blocks = -(-x.shape[axis] // self.block)
+        missing = blocks * self.block - x.shape[axis]
+        x = jnp.pad(x, [(0, missing if d == axis else 0) for d in range(x.ndim)])
+        x = x.reshape(*x.shape[:axis], blocks, self.block, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis + 1, -1)
 
     def expand(self, scale: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
         """`scale` in a shape that broadcasts against a tensor of `shape`."""

@@ -19,7 +19,7 @@ __all__ = ["Choice", "Options", "Plan", "Spec", "Theta", "bind"]
 class Spec:
     """How one tensor is quantized: number format, granularity, symmetry, and which rule said so.
 
-    `role` is "weight", "activation" or "bias".
+    `role` is "weight", "activation" or "bias"; `limits` is a range that is fixed, not observed.
     """
 
     format: Format
@@ -27,6 +27,7 @@ class Spec:
     symmetric: bool = False
     role: str = "activation"
     rule: str = "default"
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

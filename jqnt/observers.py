@@ -1,0 +1,297 @@
+"""Observers: streaming statistics of a tensor, and the grid that they lead to."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jqnt import histogram
+from jqnt.clipping import grid_of_range, least_divergent_range, least_error_range
+from jqnt.errors import ConfigError
+from jqnt.formats import PER_TENSOR, Format, Granularity, Integer, Minifloat
+from jqnt.quantizers import Affine, Cast
+from jqnt.types import Leaf
+
+__all__ = [
+    "MINMAX",
+    "Observer",
+    "affine_of_range",
+    "deviations",
+    "entropy",
+    "exact_mse",
+    "lp_norm",
+    "minmax",
+    "moving_average",
+    "mse",
+    "percentile",
+    "sqnr",
+]
+
+
+class Observer(NamedTuple):
+    """Statistics as pure functions on a pytree of fixed shapes, for jit, scan and several devices.
+
+    `init(x, granularity) -> state` for tensors like x (an array or a ShapeDtypeStruct),
+    `update(state, x, weight=1.0) -> state`, `merge(state, state) -> state`, and
+    `finish(state, format, symmetric) -> quantizer`.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]
+    merge: Callable[[Any, Any], Any]
+    finish: Callable[[Any, Format, bool], Affine | Cast]
+
+
+@struct.dataclass
+class Range:
+    """The smallest and largest values, in the shape that `granularity` says, and the mass seen."""
+
+    low: Leaf
+    high: Leaf
+    mass: Leaf
+    granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
+
+
+@struct.dataclass
+class Moments:
+    """Mean, sum of squared deviations, and the range of what was seen."""
+
+    mean: Leaf
+    squares: Leaf
+    range: Range
+
+
+@struct.dataclass
+class Held:
+    """The tensor itself, with one group of values per scale: a weight is seen once."""
+
+    groups: Leaf
+    granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
+
+
+def affine_of_range(
+    low: Float[Array, "..."],
+    high: Float[Array, "..."],
+    fmt: Format,
+    symmetric: bool,
+    granularity: Granularity = PER_TENSOR,
+) -> Affine | Cast:
+    """The quantizer of `fmt` that covers [low, high] and zero; a minifloat needs no range."""
+    if isinstance(fmt, Minifloat):
+        return Cast(fmt)
+    return grid_of_range(low, high, fmt, symmetric).replace(granularity=granularity)
+
+
+def minmax() -> Observer:
+    """The range seen so far, for each scale of the granularity."""
+    return Observer(_no_range, _add_range, _union, _whole_range)
+
+
+def moving_average(decay: float = 0.9) -> Observer:
+    """low_t = decay * low_{t-1} + (1 - decay) * min(x_t), and high alike; the first batch counts
+    whole. Merged states count by what they saw. Source: Jacob et al. 2018, section 3.1.
+    """
+    if not 0 <= decay < 1:
+        raise ConfigError(f"a moving average decays by a factor in [0, 1), not {decay}")
+
+    def update(state: Range, x: Float[Array, "..."], weight: Any = 1.0) -> Range:
+        low, high = _range_of(x, state.granularity)
+        keep = jnp.where(state.mass > 0, decay, 0.0)
+        return state.replace(
+            low=_mixed(keep, state.low, low),
+            high=_mixed(keep, state.high, high),
+            mass=state.mass + weight,
+        )
+
+    def merge(a: Range, b: Range) -> Range:
+        share = a.mass / jnp.maximum(a.mass + b.mass, 1e-30)
+        return a.replace(
+            low=_mixed(share, a.low, b.low),
+            high=_mixed(share, a.high, b.high),
+            mass=a.mass + b.mass,
+        )
+
+    return Observer(_no_range, update, merge, _whole_range)
+
+
+def deviations(k: float = 3.0) -> Observer:
+    """mean +- k * standard deviation, no wider than what was seen; per tensor or per channel.
+
+    Batches are combined as Chan et al. 1979 do.
+    """
+    if k <= 0:
+        raise ConfigError(f"the number of standard deviations is positive, not {k}")
+
+    def init(x: Any, granularity: Granularity = PER_TENSOR) -> Moments:
+        seen = _no_range(x, granularity)
+        zeros = jnp.zeros_like(seen.low)
+        return Moments(zeros, zeros, seen)
+
+    def update(state: Moments, x: Float[Array, "..."], weight: Any = 1.0) -> Moments:
+        groups = state.range.granularity.groups(x)
+        mean = groups.mean(-1)
+        squares = jnp.sum((groups - mean[..., None]) ** 2, -1) * weight
+        low, high = groups.min(-1), groups.max(-1)
+        mass = jnp.float32(groups.shape[-1] * weight)
+        return merge(
+            state, Moments(mean, squares, state.range.replace(low=low, high=high, mass=mass))
+        )
+
+    def merge(a: Moments, b: Moments) -> Moments:
+        total = a.range.mass + b.range.mass
+        share = b.range.mass / jnp.maximum(total, 1e-30)
+        step = b.mean - a.mean
+        squares = a.squares + b.squares + step**2 * a.range.mass * share
+        return Moments(a.mean + step * share, squares, _union(a.range, b.range))
+
+    def finish(state: Moments, fmt: Format, symmetric: bool) -> Affine | Cast:
+        seen = state.range
+        reach = k * jnp.sqrt(state.squares / jnp.maximum(seen.mass, 1e-30))
+        low = jnp.maximum(state.mean - reach, seen.low)
+        high = jnp.minimum(state.mean + reach, seen.high)
+        return affine_of_range(low, high, fmt, symmetric, seen.granularity)
+
+    return Observer(init, update, merge, finish)
+
+
+def percentile(p: float = 99.99) -> Observer:
+    """The range that leaves out (100 - p) percent of the values at either end."""
+    if not 50 < p <= 100:
+        raise ConfigError(f"a percentile lies above 50 and up to 100, not at {p}")
+
+    def range_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
+        values, mass = histogram.points(state)
+        order = jnp.argsort(values)
+        values, mass = values[order], mass[order]
+        share = jnp.cumsum(mass) / jnp.maximum(jnp.sum(mass), 1e-30)
+        # The first value at or below which a share of 1 - p/100 lies, and the first at p/100.
+        low = values[jnp.searchsorted(share, (1 - p / 100) + 1e-7)]
+        high = values[jnp.minimum(jnp.searchsorted(share, p / 100 - 1e-7), len(values) - 1)]
+        return jnp.maximum(low, state.low), jnp.minimum(high, state.high)
+
+    return _histogram_observer(range_of if p < 100 else _seen)
+
+
+def lp_norm(power: float = 2.4, clip_weight: float = 1.0) -> Observer:
+    """The range of the least sum |x - q(x)|^power; clipped values count `clip_weight` times."""
+    if power <= 0 or clip_weight <= 0:
+        raise ConfigError("the power and the weight of clipped values are positive")
+
+    def range_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
+        values, mass = histogram.points(state)
+        width = jnp.ldexp(jnp.float32(1), state.exponent)
+        return least_error_range(values, mass, fmt, symmetric, power, clip_weight, width)
+
+    return _histogram_observer(range_of)
+
+
+def mse() -> Observer:
+    """The range of the least mean squared error."""
+    return lp_norm(2.0)
+
+
+def sqnr(clip_weight: float = 3.0) -> Observer:
+    """The range of the best signal-to-noise ratio, in which clipping costs `clip_weight` times
+    what rounding does ("tf-enhanced")."""
+    return lp_norm(2.0, clip_weight)
+
+
+def entropy() -> Observer:
+    """The range whose quantized distribution is closest to that of the values."""
+
+    def range_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
+        return least_divergent_range(*histogram.points(state), fmt, symmetric)
+
+    return _histogram_observer(range_of)
+
+
+def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
+    """The range of the least error on the tensor itself, for each scale: for weights.
+
+    The state is the tensor that was seen last.
+    """
+
+    def init(x: Any, granularity: Granularity = PER_TENSOR) -> Held:
+        shape = jax.eval_shape(granularity.groups, jax.ShapeDtypeStruct(x.shape, jnp.float32)).shape
+        return Held(jnp.zeros(shape, jnp.float32), granularity)
+
+    def update(state: Held, x: Float[Array, "..."], weight: Any = 1.0) -> Held:
+        return state.replace(groups=state.granularity.groups(x))
+
+    def merge(a: Held, b: Held) -> Held:
+        return b
+
+    def finish(state: Held, fmt: Format, symmetric: bool) -> Affine | Cast:
+        if isinstance(fmt, Minifloat):
+            return Cast(fmt)
+        low, high = _searched(
+            state.groups, jnp.ones_like(state.groups), fmt, symmetric, power, clip_weight
+        )
+        return affine_of_range(low, high, fmt, symmetric, state.granularity)
+
+    return Observer(init, update, merge, finish)
+
+
+_searched = jax.jit(least_error_range, static_argnums=(2, 3, 4, 5))
+
+
+def _histogram_observer(range_of: Callable[..., tuple[Any, Any]]) -> Observer:
+    """An observer on a histogram; `range_of(histogram, format, symmetric) -> (low, high)`."""
+    compiled = jax.jit(range_of, static_argnums=(1, 2))
+
+    def init(x: Any, granularity: Granularity = PER_TENSOR) -> histogram.Histogram:
+        if granularity != PER_TENSOR:
+            raise ConfigError(
+                "histograms are kept per tensor; for a range per channel use minmax, "
+                "moving_average or deviations, for weights also exact_mse"
+            )
+        return histogram.empty()
+
+    def finish(state: histogram.Histogram, fmt: Format, symmetric: bool) -> Affine | Cast:
+        if isinstance(fmt, Minifloat):
+            return Cast(fmt)
+        return affine_of_range(*compiled(state, fmt, symmetric), fmt, symmetric)
+
+    return Observer(init, histogram.add, histogram.merge, finish)
+
+
+def _seen(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
+    return state.low, state.high
+
+
+def _range_of(x: Float[Array, "..."], granularity: Granularity) -> tuple[Any, Any]:
+    groups = granularity.groups(x)
+    return groups.min(-1), groups.max(-1)
+
+
+def _no_range(x: Any, granularity: Granularity = PER_TENSOR) -> Range:
+    shape = granularity.scale_shape(tuple(x.shape))
+    infinite = jnp.full(shape, jnp.inf, jnp.float32)
+    return Range(infinite, -infinite, jnp.float32(0), granularity)
+
+
+def _add_range(state: Range, x: Float[Array, "..."], weight: Any = 1.0) -> Range:
+    low, high = _range_of(x, state.granularity)
+    return _union(state, Range(low, high, jnp.float32(weight), state.granularity))
+
+
+def _union(a: Range, b: Range) -> Range:
+    return a.replace(
+        low=jnp.minimum(a.low, b.low), high=jnp.maximum(a.high, b.high), mass=a.mass + b.mass
+    )
+
+
+def _whole_range(state: Range, fmt: Format, symmetric: bool) -> Affine | Cast:
+    return affine_of_range(state.low, state.high, fmt, symmetric, state.granularity)
+
+
+def _mixed(share: Array, a: Array, b: Array) -> Array:
+    """share * a + (1 - share) * b, where an a without a share may be infinite."""
+    return jnp.where(share > 0, share * jnp.where(share > 0, a, 0), 0) + (1 - share) * b
+
+
+MINMAX = minmax()
+"""The default."""
