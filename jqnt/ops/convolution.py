@@ -11,7 +11,7 @@ Layouts: x "n *s i", w "o i/groups *k" (ONNX), g "n *t o".
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
