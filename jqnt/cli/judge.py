@@ -67,6 +67,6 @@ def judged_table(document: Mapping[str, Any]) -> list[Any]:
             tables.append(f"no integer emulation: {reason}")
     else:
         tables.append(f"{document['encodings']} tensors encoded; --eval judges the result")
-    for file in document.get("files", ()):
-        tables.append(f"wrote {file}")
+    if files := document.get("files"):
+        tables.append("\n".join(f"wrote {file}" for file in files))
     return tables

@@ -14,6 +14,7 @@ from jqnt.cli.emulate import emulate
 from jqnt.cli.inspect import inspect
 from jqnt.cli.profile import profile
 from jqnt.cli.quantize import quantize
+from jqnt.cli.recover import recover
 from jqnt.cli.search import search
 from jqnt.errors import JqntError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (inspect, quantize, search, emulate, profile, compare):
+for command in (inspect, quantize, search, emulate, profile, compare, recover):
     app.command()(command)
 
 

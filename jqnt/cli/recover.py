@@ -97,5 +97,5 @@ def recover(
         frozen = Frozen(step.graph, step.reference, step.params, step.encodings)
         texts = {"report.json": made.json(), "report.html": made.html()}
         files = write_model(out, frozen, version=encodings_version, texts=texts)
-    listed = [f"wrote {file}" for file in files]
-    emit(made.document | {"files": files}, [staircase_table(made.document), *listed], json)
+    listed = "\n".join(f"wrote {file}" for file in files)
+    emit(made.document | {"files": files}, [staircase_table(made.document), listed], json)

@@ -59,10 +59,9 @@ def staircase_plot(document: Mapping[str, Any]) -> str:
         below.bar(x, np.nan_to_num(latency), width=0.55, color=colors)
         for i, value in enumerate(latency):
             label = f"{value:.3g}" if np.isfinite(value) else "not on the device"
-            known = np.isfinite(value)
-            below.annotate(label, (i, np.nan_to_num(value) / 2), ha="center", fontsize=8,
-                           va="center" if known else "bottom",
-                           color="white" if known else _MUTED)  # fmt: skip
+            color = "white" if np.isfinite(value) else _MUTED
+            below.annotate(label, (i, 0), xytext=(0, 5), textcoords="offset points", ha="center",
+                           fontsize=8, color=color)  # fmt: skip
         if document["target"]["max_latency_s"] is not None:
             _line(below, 1e3 * document["target"]["max_latency_s"], "budget")
         below.set_title("predicted latency, ms")
