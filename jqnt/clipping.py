@@ -58,7 +58,7 @@ def least_error_range(
         best_low, best_high = low, high
         centre = jnp.ones_like(low)
         for steps in (jnp.arange(64) / 8, jnp.linspace(-1, 1, 17) / 8):
-            factors = centre * 2 ** -steps.reshape((-1,) + (1,) * low.ndim)
+            factors = centre[None] * 2 ** -steps.reshape((-1,) + (1,) * low.ndim)
             lows, highs, errors = lax.map(at, jnp.minimum(factors, 1))
             best = jnp.argmin(errors, axis=0, keepdims=True)
             best_low = jnp.take_along_axis(lows, best, 0)[0]
