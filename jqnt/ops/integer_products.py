@@ -64,8 +64,9 @@ def product(node, a, b, a_zero, b_zero):
     total = jnp.matmul(a, b, preferred_element_type=jnp.int32)
     if p is None and q is None:
         return total
-    rows = jnp.sum(a, axis=-1, keepdims=b.ndim > 1, dtype=jnp.int32)
-    columns = jnp.sum(b, axis=-2 if b.ndim > 1 else 0, keepdims=a.ndim > 1, dtype=jnp.int32)
+    both = min(a.ndim, b.ndim) > 1
+    rows = jnp.sum(a, axis=-1, keepdims=both, dtype=jnp.int32)
+    columns = jnp.sum(b, axis=-2 if b.ndim > 1 else 0, keepdims=both, dtype=jnp.int32)
     p = None if p is None else _along(p, -2, total.ndim)
     q = None if q is None else _along(q, -1, total.ndim)
     if p is not None:

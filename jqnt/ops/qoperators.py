@@ -29,6 +29,12 @@ def _real(x, scale, zero):
     return dequantized(jnp, jnp.asarray(x), scale.reshape(()), zero)
 
 
+def _integers(x, zero):
+    """The codes less their zero point, in int32."""
+    x = jnp.asarray(x).astype(jnp.int32)
+    return x if zero is None else x - zero.astype(np.int32).reshape(())
+
+
 def _codes(y, scale, zero, dtype):
     """saturate(round_half_even(y / scale) + zero)."""
     zero = None if zero is None else zero.reshape(())
@@ -46,8 +52,10 @@ def qlinear_add(node, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero=No
 @lowering("QLinearMul", domain=_MICROSOFT)
 def qlinear_mul(node, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero=None):
     """a * b"""
-    real = aligned(jnp, _real(a, a_scale, a_zero), _real(b, b_scale, b_zero))
-    return _codes(real[0] * real[1], y_scale, y_zero, a.dtype)
+    left, right = aligned(jnp, _integers(a, a_zero), _integers(b, b_zero))
+    zero = np.zeros((), a.dtype) if y_zero is None else y_zero.reshape(())
+    scale = a_scale.reshape(()) * b_scale.reshape(())
+    return requantized(left * right, scale, y_scale.reshape(()), zero)
 
 
 @lowering("QLinearWhere", domain=_MICROSOFT)
@@ -94,7 +102,7 @@ def qlinear_global_average_pool(node, x, x_scale, x_zero, y_scale, y_zero):
     """The mean over the spatial axes, from the exact sum of codes."""
     start = 1 if node.attrs.get("channels_last", 0) else 2
     axes = tuple(range(start, start + x.ndim - 2))
-    total = jnp.sum(x.astype(np.int32) - x_zero.astype(np.int32).reshape(()), axes, keepdims=True)
+    total = jnp.sum(_integers(x, x_zero), axes, keepdims=True)
     count = np.float32(math.prod(x.shape[i] for i in axes))
     return requantized(total, x_scale.reshape(()), y_scale.reshape(()) * count, y_zero.reshape(()))
 
