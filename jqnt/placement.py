@@ -97,7 +97,11 @@ def _lay_out(graph: Graph, target: Target) -> _Layout:
     groups = fuse(graph, target.chains)
     static, floats = static_tensors(graph), float_tensors(graph)
     maker = {group.output: group for group in groups}
-    on_grid = {g: target.operators[g.head.op] for g in groups if g.head.op in target.operators}
+    on_grid = {
+        group: target.operators[group.head.op]
+        for group in groups
+        if group.head.op in target.operators and group.output not in static
+    }
     why: dict[str, str] = {}
     weights: dict[str, _Site] = {}
     biases: list[tuple[_Site, str, str]] = []
@@ -124,7 +128,7 @@ def _lay_out(graph: Graph, target: Target) -> _Layout:
     rest = [
         _activation_site(group.output, f"output of {_label(group.head)}", group, target)
         for group in groups
-        if group not in on_grid and group.output in floats and group.output not in why
+        if group not in on_grid and group.output in floats - static and group.output not in why
     ]
     return _Layout(activations, _sets(on_grid, order, static), weights, biases, rest)
 
