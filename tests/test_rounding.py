@@ -152,3 +152,17 @@ def test_rounded_up_is_exact():
     np.testing.assert_allclose(
         matrix(LAYER, up(w) - w)[0], jnp.where(fraction > 0.5, high, low)[0], atol=1e-6
     )
+
+
+def test_a_dead_channel_rounds_to_nearest_and_spoils_nothing():
+    shape = (3, 1, 3, 3)
+    layer = layer_of(Node("Conv", "n", ("x", "w"), ("y",), {"group": 3}), "w", shape)
+    k = jax.random.split(KEY)
+    x = jax.random.normal(k[0], (4, 3, 6, 6)).at[:, 1].set(0)
+    w = jax.random.normal(k[1], shape).at[2].set(0)
+    scale = jnp.where(jnp.arange(3) == 2, 1.0, 0.3)
+    quantizer = Affine(scale, jnp.zeros(3), jnp.float32(3), granularity=Granularity(0))
+    moments = accumulate(layer, zero_moments(3, 1, 9), w, x, x)
+    learned = learn_rounding(layer, moments, w, quantizer, steps=50, key=KEY)(w)
+    assert jnp.isfinite(learned).all()
+    np.testing.assert_array_equal(learned[2], w[2])

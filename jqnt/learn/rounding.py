@@ -148,13 +148,14 @@ def _adam(rate: float) -> optax.GradientTransformation:
 @jax.jit
 def _scaled(moments: Moments, low: Array, high: Array) -> dict[str, Any]:
     """The quadratic in units of mean(diag gram) and of the step of each output channel."""
-    tiny = jnp.finfo(jnp.float32).tiny
     diagonal = jnp.mean(jnp.diagonal(moments.gram, axis1=1, axis2=2), -1)[:, None, None]
-    diagonal = jnp.maximum(diagonal, tiny)
-    step = jnp.maximum(jnp.max(high - low, -1, keepdims=True), tiny)
+    # A group whose inputs are all zero has no error, whatever it rounds to.
+    diagonal = jnp.where(diagonal > 0, diagonal, 1)
+    step = jnp.max(high - low, -1, keepdims=True)
+    step = jnp.where(step > 0, step, 1)
     return {
         "gram": moments.gram / diagonal,
-        "cross": moments.cross / (diagonal * step),
+        "cross": moments.cross / diagonal / step,
         "low": low / step,
         "high": high / step,
     }
