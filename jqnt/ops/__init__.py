@@ -2,6 +2,7 @@
 
 from jqnt.ops import activations as activations
 from jqnt.ops import attention as attention
+from jqnt.ops import blocks as blocks
 from jqnt.ops import cast as cast
 from jqnt.ops import control_flow as control_flow
 from jqnt.ops import data_dependent as data_dependent
@@ -17,6 +18,8 @@ from jqnt.ops import qoperators as qoperators
 from jqnt.ops import quantized as quantized
 from jqnt.ops import recurrent as recurrent
 from jqnt.ops import reduce as reduce
+from jqnt.ops import resize as resize
+from jqnt.ops import sampling as sampling
 from jqnt.ops import scatter as scatter
 from jqnt.ops import selection as selection
 from jqnt.ops import shaping as shaping

@@ -11,7 +11,7 @@ Layouts: x "n *s i", w "o i/groups *k" (ONNX), g "n *t o".
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,10 +111,7 @@ def _cpu(x, w, *, geometry: Geometry):
     if _pointwise(geometry):
         return jnp.einsum("...i,oi->...o", _strided(x, geometry), w.reshape(w.shape[:2]))
     if _depthwise(geometry, x.shape[-1], w.shape[0]):
-        total = None
-        for tap, factor in zip(taps(x, view, out, 0), _factors(w), strict=True):
-            total = tap * factor if total is None else total + tap * factor
-        return total
+        return _weighted(taps(x, view, out, 0), w)
     kernel = jnp.moveaxis(w, (0, 1), (-1, -2))
     return _canonical(x, kernel, view.strides, view.pads, view.dilations, geometry.groups)
 
@@ -137,10 +134,7 @@ def _cpu_input_gradient(g, w, *, geometry: Geometry):
         interior = [(0, 0, 0), *((0, 0, s - 1) for s in view.strides), (0, 0, 0)]
         dilated = lax.pad(g, jnp.zeros((), g.dtype), interior)
         whole = Window(view.kernel, (1,) * rank, view.dilations, tuple(pads))
-        total = None
-        for tap, factor in zip(taps(dilated, whole, sizes, 0), _factors(flipped), strict=True):
-            total = tap * factor if total is None else total + tap * factor
-        return total
+        return _weighted(taps(dilated, whole, sizes, 0), flipped)
     # (o, i/groups, *k) -> (*k, o/groups, i): within each group outputs become inputs
     kernel = flipped.reshape(geometry.groups, -1, *flipped.shape[1:])
     kernel = jnp.moveaxis(kernel, (0, 1, 2), (-2, -3, -1))
@@ -158,8 +152,9 @@ def _cpu_weight_gradient(x, g, *, geometry: Geometry):
         return w.reshape(*w.shape, *view.kernel)
     if _depthwise(geometry, x.shape[-1], g.shape[-1]):
         axes = tuple(range(x.ndim - 1))
-        sums = [jnp.sum(tap * g, axes) for tap in taps(x, view, out, 0)]
-        return jnp.stack(sums, -1).reshape(-1, 1, *view.kernel)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        sums = [jnp.sum((tap * g).astype(wide), axes) for tap in taps(x, view, out, 0)]
+        return jnp.stack(sums, -1).reshape(-1, 1, *view.kernel).astype(x.dtype)
     # x as (i/groups, *s, groups * n), g as (*t, n, o): a convolution over the batch
     rank = x.ndim - 2
     lhs = x.reshape(*x.shape[:-1], groups, -1)
@@ -190,10 +185,14 @@ def _canonical(x, kernel, strides, pads, dilations, groups, input_dilation=None)
     )
 
 
-def _factors(w):
-    """The taps of a depthwise weight in C order, each of shape (1, ..., channels)."""
-    flat = w.reshape(w.shape[0], -1).T
-    return [flat[i].reshape((1,) * (w.ndim - 1) + (-1,)) for i in range(flat.shape[0])]
+def _weighted(taps, w):
+    """The sum of the taps of a depthwise convolution, in float32 or wider."""
+    wide = jnp.promote_types(w.dtype, jnp.float32)
+    factors = w.reshape(w.shape[0], -1).T.astype(wide)
+    total: Any = 0
+    for i, tap in enumerate(taps):
+        total = total + tap.astype(wide) * factors[i].reshape((1,) * (w.ndim - 1) + (-1,))
+    return total.astype(w.dtype)
 
 
 def _strided(x, geometry: Geometry):

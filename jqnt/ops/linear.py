@@ -1,14 +1,15 @@
 """Convolutions and matrix products."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jqnt.errors import ModelError
-from jqnt.ops.convolution import Geometry, convolve
+from jqnt.ops.convolution import Geometry, convolve, input_gradient
 from jqnt.ops.registry import lowering
-from jqnt.ops.window import output_sizes, window
+from jqnt.ops.window import Window, output_sizes, per_axis, window
 
-__all__ = ["conv", "gemm", "matmul"]
+__all__ = ["conv", "conv_transpose", "gemm", "matmul"]
 
 
 @lowering("Conv", since=1, layout="channels_last")
@@ -28,6 +29,80 @@ def conv(node, x, w, b=None):
     view = window(node, sizes, w.shape[2:])
     y = convolve(x, w, Geometry(sizes, view, output_sizes(node, view, sizes), groups))
     return y if b is None else y + b.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+@lowering("ConvTranspose", since=1, layout="channels_last")
+def conv_transpose(node, x, w, b=None):
+    """The input gradient of a convolution, its output size chosen by pads or output_shape.
+
+    https://onnx.ai/onnx/operators/onnx__ConvTranspose.html
+    """
+    groups = node.attrs.get("group", 1)
+    counts = x.shape[1:-1]
+    if x.ndim < 3 or w.ndim != x.ndim or groups < 1 or x.shape[-1] != w.shape[0]:
+        raise ModelError(
+            f"ConvTranspose node {node.name!r}: input {list(x.shape)} (channels last), weight "
+            f"{list(w.shape)}, {groups} groups"
+        )
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    plain = {k: v for k, v in node.attrs.items() if k != "auto_pad"}
+    if auto != "NOTSET":
+        plain.pop("pads", None)
+    view = window(node.replace(attrs=plain), counts, w.shape[2:])
+    extra = per_axis(node, "output_padding", len(counts), 0)
+    wanted = tuple(node.attrs.get("output_shape", ()))[-len(counts) :]
+    if not wanted and auto in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = tuple(n * s for n, s in zip(counts, view.strides, strict=True))
+    sizes, pads = [], []
+    for i, (count, stride, span) in enumerate(zip(counts, view.strides, view.spans, strict=True)):
+        full = (count - 1) * stride + span
+        before, after = view.pads[i]
+        if wanted:
+            total = full + extra[i] - wanted[i]
+            before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            after = total - before
+        size = full + extra[i] - before - after
+        if size < 1:
+            raise ModelError(f"ConvTranspose node {node.name!r}: axis {i} would have size {size}")
+        sizes.append(size)
+        pads.append((before, full - size - before))
+    geometry = Geometry(tuple(sizes), view._replace(pads=tuple(pads)), counts, groups)
+    y = input_gradient(x, w, geometry)
+    return y if b is None else y + b.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+@lowering("CausalConvWithState", since=27)
+def causal_conv_with_state(node, x, w, b=None, past=None):
+    """A depthwise convolution over the past only, whose last inputs are the state.
+
+    https://onnx.ai/onnx/operators/onnx__CausalConvWithState.html
+    """
+    length, taps = x.shape[2], w.shape[2]
+    if past is None:
+        past = jnp.zeros((*x.shape[:2], taps - 1), x.dtype)
+    known = jnp.concatenate([past, x], 2)
+    view = Window((taps,), (1,), (1,), ((0, 0),))
+    geometry = Geometry((known.shape[2],), view, (length,), x.shape[1])
+    y = convolve(known.transpose(0, 2, 1), w, geometry).transpose(0, 2, 1)
+    y = y if b is None else y + b.reshape(1, -1, 1)
+    if node.attrs.get("activation", "none") in ("silu", "swish"):
+        y = jax.nn.silu(y)
+    return y, known[:, :, known.shape[2] - (taps - 1) :]
+
+
+@lowering("Einsum", since=12)
+def einsum(node, *operands):
+    """https://onnx.ai/onnx/operators/onnx__Einsum.html"""
+    equation = node.attrs["equation"].replace(" ", "")
+    if all(isinstance(x, np.ndarray) for x in operands):
+        return np.asarray(np.einsum(equation, *operands))
+    return jnp.einsum(equation, *operands)
+
+
+@lowering("Det", since=11)
+def det(node, x):
+    """https://onnx.ai/onnx/operators/onnx__Det.html"""
+    return jnp.linalg.det(x)
 
 
 @lowering("Gemm", since=1)
