@@ -139,14 +139,16 @@ def scale_of_range(
 
     Asymmetric: scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale).
     Symmetric: zero_point is 0 for signed codes, the middle code for unsigned ones, and
-    scale = max(high / (qmax - z), low / (qmin - z)) over the codes on each side, so that an
-    int8 grid covers -max|x| with -127. A range of zero gives scale 1.
+    scale = max(high / (qmax - z), low / (qmin - z)): all codes are used, so that an int4 grid
+    reaches -1 in steps of 1/8 and 1 in steps of 1/7; strict grids are alike on both sides. A
+    range of zero gives scale 1.
     """
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
     qmin, qmax = grid_limits(bits, signed, strict)
     if symmetric:
         zero = jnp.zeros_like(qmin) if signed else jnp.ceil((qmin + qmax) / 2)
-        scale = divide(jnp.maximum(-low, high), jnp.maximum(qmax - zero, 1))
+        above = divide(high, jnp.maximum(qmax - zero, 1))
+        scale = jnp.maximum(above, divide(-low, zero - qmin))
     else:
         zero = None
         scale = divide(high - low, qmax - qmin)

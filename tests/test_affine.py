@@ -123,6 +123,24 @@ def test_a_range_is_covered_and_zero_is_exact(low, width, bits, signed, symmetri
     assert (qmin - z) * s <= float(low) + slack
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "signed", "strict", "steps"),
+    [
+        (-1, 1, True, False, 7),
+        (-1, 0.5, True, False, 8),
+        (-0.5, 1, True, False, 7),
+        (-1, 0.5, True, True, 7),
+        (-1, 0.5, False, False, 8),
+        (0, 1, False, False, 7),
+    ],
+)
+def test_a_symmetric_grid_uses_the_codes_of_both_sides(low, high, signed, strict, steps):
+    scale, _ = scale_of_range(
+        jnp.float32(low), jnp.float32(high), jnp.float32(4), signed, True, strict
+    )
+    assert float(scale) == np.float32(1) / np.float32(steps)
+
+
 def test_rectified_sigmoid_reaches_both_ends():
     h = rectified_sigmoid(jnp.asarray([-5.0, 0.0, 5.0]))
     np.testing.assert_allclose(h, [0, 0.5, 1], atol=1e-6)
