@@ -13,6 +13,10 @@ from tiny_model import tiny_model
 from jqnt.cli import run
 from jqnt.encodings import Encodings
 
+ROOT = Path(__file__).resolve().parents[1]
+
+RECOVERED = {"frozen", "report.json", "report.html", "model.qdq.onnx", "encodings.json"}
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
@@ -116,6 +120,36 @@ def test_search_keeps_the_budget(jqnt, files, tmp_path):
     assert found["metric"]["float"] == 100.0
 
 
+def test_recover_stops_when_it_is_good_enough(jqnt, files, tmp_path):
+    model, data = files / "model.onnx", files / "data.npz"
+    args = ["recover", model, "--calib", data, "--eval", data, "--device", "embedded-demo"]
+    args += ["--max-drop", 5, "--max-latency-ms", 1, "--out", tmp_path / "o", "--key", 7]
+    found = jqnt(*args, "--json")
+    assert [step["name"] for step in found["steps"]] == ["FP32", "FP16", "W8A8"]
+    assert found["met"]
+    assert found["key"] == 7
+    written = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert written == {key: value for key, value in found.items() if key not in ("files", "refused")}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == RECOVERED
+    metric = jqnt("emulate", tmp_path / "o", "--eval", data, "--json")["metric"]
+    assert metric["integer"] == found["steps"][-1]["metric_integer"]
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_metric_and_budget(jqnt, tmp_path):
+    command = re.findall(
+        r"jqnt (recover .*)", (ROOT / "scripts" / "demo").read_text().replace("\\\n", "")
+    )
+    args = [str(ROOT / a) if a.startswith("jqnt/") else a for a in command[0].split()]
+    args[args.index("--out") + 1] = str(tmp_path / "o")
+    found = jqnt(*[a for a in args if a != '"$@"'], "--json")
+    assert found["met"]
+    chosen = next(step for step in found["steps"] if step["chosen"])
+    assert chosen["latency_s"] <= 0.25e-3
+    assert chosen["metric_integer"] >= found["steps"][0]["metric_float_sim"] - 0.5
+    assert len({layer["weight_bits"] for layer in found["layers"] if layer["weight_bits"]}) > 1
+
+
 def test_profile_of_a_float_model_takes_a_pair(jqnt, files):
     slow, fast = (
         jqnt("profile", files / "model.onnx", "--device", "embedded-demo", "--pair", p, "--json")
@@ -152,6 +186,12 @@ def search_args(*more):
     return ["search", "model.onnx", "--calib", "data.npz", "--device", "embedded-demo", *more]
 
 
+def recover_args(*more):
+    """The arguments of a recover, and `more`."""
+    args = ["recover", "model.onnx", "--calib", "data.npz", "--eval", "data.npz", "--out", "o"]
+    return [*args, "--device", "embedded-demo", *more]
+
+
 WRONG = {
     "no model": (quantize_args(model="absent.onnx"), "absent.onnx: no such file"),
     "truncated model": (quantize_args(model="cut.onnx"), "cut.onnx: truncated, or not an ONNX"),
@@ -178,6 +218,11 @@ WRONG = {
         search_args("--max-latency-ms", "0.01"),
         r"latency budget 0.01 ms is below the minimum 0.0\d+ ms",
     ),
+    "budget of recover": (
+        recover_args("--max-drop", "1", "--max-latency-ms", "0.01"),
+        r"within 0.01 ms; the minimum is 0.0\d+ ms",
+    ),
+    "drop": (recover_args("--max-drop", "-1"), "at least 0 points, not -1"),
     "exclude": (
         search_args("--max-latency-ms", "1", "--exclude", "cnov"),
         "no tensor or node 'cnov' to exclude; did you mean 'conv'",

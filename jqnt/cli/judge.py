@@ -7,6 +7,7 @@ import jax
 
 from jqnt import integer
 from jqnt.cli.loading import evaluator_of
+from jqnt.cli.results import written
 from jqnt.data import Data
 from jqnt.errors import UnsupportedError
 from jqnt.frozen import Frozen
@@ -67,6 +68,4 @@ def judged_table(document: Mapping[str, Any]) -> list[Any]:
             tables.append(f"no integer emulation: {reason}")
     else:
         tables.append(f"{document['encodings']} tensors encoded; --eval judges the result")
-    if files := document.get("files"):
-        tables.append("\n".join(f"wrote {file}" for file in files))
-    return tables
+    return [*tables, *written(document)]

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from jqnt.cli.compare import compare
 from jqnt.cli.emulate import emulate
+from jqnt.cli.export import export
 from jqnt.cli.inspect import inspect
 from jqnt.cli.profile import profile
 from jqnt.cli.quantize import quantize
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (inspect, quantize, search, emulate, profile, compare, recover):
+for command in (inspect, quantize, search, emulate, export, profile, compare, recover):
     app.command()(command)
 
 

@@ -1,6 +1,6 @@
 """`jqnt quantize`: post-training quantization, with equalization and learned rounding on demand."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import typer
@@ -96,11 +96,15 @@ def quantize(
             )
         frozen_params, encodings = freeze(folded, exact, bind(theta, laid))
         frozen = Frozen(folded, exact, frozen_params, encodings)
-        document = {"model": str(model), "encodings": len(encodings), "out": str(out or "")}
+        document: dict[str, Any] = {
+            "model": str(model),
+            "encodings": len(encodings),
+            "out": str(out or ""),
+        }
         if judge and chosen:
             show("evaluating", 0, 1)
             document["metric"] = figures(frozen, (graph, params), judge, chosen)
         if out is not None:
             show("writing", 0, 1)
-            document["files"] = write_model(out, frozen)
+            document |= write_model(out, frozen)
     emit(document, judged_table(document), json)

@@ -21,7 +21,7 @@ from jqnt.cli.options import (
     Model,
     Target,
 )
-from jqnt.cli.results import write_model
+from jqnt.cli.results import write_model, written
 from jqnt.data import load_data
 from jqnt.frozen import Frozen, check_out
 from jqnt.graph.onnx_import import import_onnx
@@ -97,5 +97,4 @@ def recover(
         frozen = Frozen(step.graph, step.reference, step.params, step.encodings)
         texts = {"report.json": made.json(), "report.html": made.html()}
         files = write_model(out, frozen, version=encodings_version, texts=texts)
-    listed = "\n".join(f"wrote {file}" for file in files)
-    emit(made.document | {"files": files}, [staircase_table(made.document), listed], json)
+    emit(made.document | files, [staircase_table(made.document), *written(files)], json)

@@ -117,7 +117,7 @@ def search(
             document["metric"] = figures(frozen, (graph, params), judge, chosen_metric)
         if out is not None:
             show("writing", 0, 1)
-            document["files"] = write_model(out, frozen)
+            document |= write_model(out, frozen)
     title = (
         f"{graph.name} on {chosen_device.name}: {1e3 * total:.4g} ms of at most "
         f"{max_latency_ms:.4g} ms"
