@@ -29,6 +29,9 @@ _SETTINGS: Mapping[str, tuple[int, ...]] = {
 _MASK_READERS = frozenset({"Add", "Clip", "Equal", "Greater", "Less", "Max", "Min", "Sub", "Where"})
 """Operators in whose operands an infinity makes sense."""
 
+_GRIDS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+"""What they read is quantized, so they are lifted into encodings or stay."""
+
 _RANDOM = frozenset(
     {
         "Bernoulli",
@@ -142,5 +145,7 @@ def _plain(node: Node) -> bool:
 def _foldable(node: Node, known: Mapping[str, np.ndarray], weights: set[str]) -> bool:
     names = [name for name in node.inputs if name]
     if not names or not _plain(node) or any(name not in known for name in names):
+        return False
+    if node.op in _GRIDS and known[names[0]].ndim:
         return False
     return node.op in ("Shape", "Size") or weights.isdisjoint(names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from jqnt.errors import ModelError, UnsupportedError, nearest
 from jqnt.graph.fold import fold, split
 from jqnt.graph.ir import Graph, Node, TensorInfo
 from jqnt.graph.onnx_tensor import info_of, read_attribute, read_tensor
+from jqnt.graph.qdq import lift_encodings
 from jqnt.ops.registry import find
 
 __all__ = ["import_onnx"]
@@ -21,13 +22,15 @@ __all__ = ["import_onnx"]
 
 def import_onnx(
     model: str | Path | bytes | onnx.ModelProto,
+    qdq: Literal["encodings", "nodes"] = "encodings",
 ) -> tuple[Graph, dict[str, Any], Encodings]:
     """(graph, params, encodings) of a model: a path, its bytes, or the parsed proto.
 
     `params` are the float tensors of rank one or more that the model holds, by ONNX name, in
     numpy as stored; integers, scalars and what operators treat as settings are the graph's
-    constants. What depends on constants only is computed here. `encodings` is empty for a float
-    model.
+    constants. What depends on constants only is computed here. Complete pairs of QuantizeLinear
+    and DequantizeLinear become `encodings` at their tensors (see `lift_encodings`), or stay with
+    qdq="nodes"; `encodings` is empty for a float model.
 
     Raises ModelError for a file that is broken, and UnsupportedError, which names every operator
     at fault, for one that asks for more than jqnt has.
@@ -41,8 +44,11 @@ def import_onnx(
     graph = graph.replace(name=proto.graph.name or "graph", info=reader.info, opsets=opsets)
     _check_supported(graph)
     graph, tensors = fold(graph, reader.tensors)
+    encodings = Encodings()
+    if qdq == "encodings":
+        graph, tensors, encodings = lift_encodings(graph, tensors)
     graph, params = split(graph, tensors, frozenset(reader.weights))
-    return graph, params, Encodings()
+    return graph, params, encodings
 
 
 class _Reader(NamedTuple):
