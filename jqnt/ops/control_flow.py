@@ -20,7 +20,10 @@ __all__ = []
 _UNROLLED = 16
 """The longest loop of static trip count that is written out; a longer one is a scan."""
 
-_LONGEST = 100_000
+_LONGEST = 10_000_000
+"""No loop of known count of a real model is longer."""
+
+_LONGEST_WRITTEN = 10_000
 """No written-out loop of a real model is longer."""
 
 
@@ -78,10 +81,14 @@ def _written_out(node, body, limit, condition, carried):
             return None
         if not np.asarray(going).reshape(-1)[0]:
             break
-        if limit is not None and limit - step > _UNROLLED and step == 1:
-            rest = _scanned(node, body, step, limit, state)
-            if rest is not None:
-                state, stacked = rest
+        if step == 1 and (limit is None or limit - step > _UNROLLED):
+            advance = _uniform(body, state, condition is None and limit is not None)
+            if advance is not None:
+                if limit is None or limit > _LONGEST:
+                    times = "without an end" if limit is None else f"{limit} times"
+                    raise ModelError(f"Loop node {node.name!r} runs {times}")
+                start = tuple(jnp.asarray(s) for s in state)
+                state, stacked = lax.scan(advance, start, jnp.arange(step, limit))
                 rows = [_joined([r[None]], s) for r, s in zip(rows[0], stacked, strict=True)]
                 return (*state, *rows)
         results = body(np.asarray(step, np.int64), np.asarray(going), *state)
@@ -90,8 +97,8 @@ def _written_out(node, body, limit, condition, carried):
         state, row = results[1 : 1 + len(carried)], results[1 + len(carried) :]
         rows.append(row)
         step += 1
-        if step > _LONGEST:
-            raise ModelError(f"Loop node {node.name!r} runs more than {_LONGEST} iterations")
+        if step > _LONGEST_WRITTEN:
+            raise ModelError(f"Loop node {node.name!r} runs more than {_LONGEST_WRITTEN} times")
     if not rows:
         return (*state, *_no_rows(node, body, state))
     stacked = [_joined([part[None] for part in parts]) for parts in zip(*rows, strict=True)]
@@ -112,9 +119,13 @@ def _no_rows(node, body, state):
     return [np.zeros((0, *r.shape), r.dtype) for r in rows[1 + len(state) :]]
 
 
-def _scanned(node, body, start, limit, state):
-    """(state, scan outputs) of the iterations start ... limit - 1, if they are all alike."""
-    kept = tuple(jnp.asarray(s) for s in state)
+def _uniform(body, state, endless):
+    """The body as the step of a scan, if all iterations are alike; else None.
+
+    They are if the states keep shape and type and the condition stays true whatever the index
+    is, or does not count (`endless`).
+    """
+    start = tuple(jnp.asarray(s) for s in state)
     stays = []
 
     def step(carry, index):
@@ -123,18 +134,13 @@ def _scanned(node, body, start, limit, state):
         after = tuple(jnp.asarray(r) for r in results[1:])
         return after[: len(carry)], after[len(carry) :]
 
-    first = jnp.asarray(start)
     try:
-        carry, _ = jax.eval_shape(step, kept, first)
+        carry, _ = jax.eval_shape(step, start, jnp.asarray(0))
     except ModelError:
         # a body that needs its index as a number can only be written out
         return None
-    same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(carry, kept, strict=True))
-    if not same or not stays[0]:
-        return None
-    if limit > _LONGEST**2:
-        raise ModelError(f"Loop node {node.name!r} runs {limit} iterations without an end")
-    return lax.scan(step, kept, jnp.arange(start, limit))
+    same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(carry, start, strict=True))
+    return step if same and (endless or stays[0]) else None
 
 
 def _while(body, count, condition, carried):
