@@ -52,8 +52,8 @@ def _bounds(node, size, start, end, step):
     start, end = (value + size if value < 0 else value for value in (start, end))
     if step > 0:
         return slice(min(max(start, 0), size), min(max(end, 0), size), step)
-    start, end = min(max(start, -1), size - 1), min(max(end, -1), size - 1)
-    return slice(start, None if end < 0 else end, step) if start >= 0 else slice(0, 0, 1)
+    start, end = min(max(start, 0), size - 1), min(max(end, -1), size - 1)
+    return slice(start, None if end < 0 else end, step) if size else slice(0, 0, 1)
 
 
 @lowering("Gather")
