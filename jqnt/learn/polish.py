@@ -48,26 +48,34 @@ def swap(loss: np.ndarray, cost: np.ndarray, budget: float, choice: np.ndarray) 
 
 
 def neighbours(
-    loss: np.ndarray, cost: np.ndarray, budget: float, choice: np.ndarray, count: int
+    loss: np.ndarray,
+    cost: np.ndarray,
+    budget: float | np.ndarray,
+    choice: np.ndarray,
+    count: int,
 ) -> list[np.ndarray]:
-    """The `count` best allocations within budget that differ from `choice` in one or two groups."""
-    room = with_tolerance(budget) - cost[np.arange(len(choice)), choice].sum()
-    gain, spent = _moves(loss, cost, choice)
-    group, option = np.nonzero(np.isfinite(gain) & np.isfinite(spent))
+    """The `count` best allocations within budget that differ from `choice` in one or two groups.
+
+    `cost` is [groups, options] with one budget, or [constraints, groups, options] with several.
+    """
+    costs = cost.reshape(-1, *loss.shape)
+    limits = np.array([with_tolerance(b) for b in np.ravel(budget)])
+    room = limits - costs[:, np.arange(len(choice)), choice].sum(1)
+    moves = [_moves(loss, c, choice) for c in costs]
+    legal = np.all([np.isfinite(gain) & np.isfinite(spent) for gain, spent in moves], axis=0)
     # the move that changes nothing pairs with every other: single changes are among the pairs
-    group, option = np.append(group, -1), np.append(option, -1)
-    gain, spent = (
-        np.append(gain[group[:-1], option[:-1]], 0),
-        np.append(spent[group[:-1], option[:-1]], 0),
-    )
+    group, option = (np.append(index, -1) for index in np.nonzero(legal))
+    gain = np.append(moves[0][0][legal], 0)
+    spent = np.stack([np.append(s[legal], 0) for _, s in moves], axis=1)
     best: list[tuple[float, int, int]] = []
     for i in range(len(group)):
-        fits = np.flatnonzero((spent[i + 1 :] <= room - spent[i]) & (group[i + 1 :] != group[i]))
-        total = gain[i] + gain[i + 1 :][fits]
-        if len(fits) > count:
+        fits = (spent[i + 1 :] <= room - spent[i]).all(1) & (group[i + 1 :] != group[i])
+        others = np.flatnonzero(fits) + i + 1
+        total = gain[i] + gain[others]
+        if len(others) > count:
             part = np.argpartition(total, count)[:count]
-            fits, total = fits[part], total[part]
-        best += zip(total.tolist(), [i] * len(fits), (fits + i + 1).tolist(), strict=True)
+            others, total = others[part], total[part]
+        best += zip(total.tolist(), [i] * len(others), others.tolist(), strict=True)
         if len(best) > 4 * count + 64:
             best = sorted(best)[:count]
     found = []

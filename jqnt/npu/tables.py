@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jqnt.encodings import Encodings
 from jqnt.errors import ConfigError, nearest
+from jqnt.formats import Format
 from jqnt.npu.cost import group_costs, legal_groups
 from jqnt.npu.devices import Device
 from jqnt.npu.pairs import Pair, pair_of
@@ -19,7 +20,8 @@ from jqnt.npu.workload import Workload
 from jqnt.types import Leaf
 
 __all__ = [
-    "Tables", "assignment_of", "expected_latency", "latency", "latency_range", "tables"
+    "Tables", "assignment_of", "expected_latency", "group_pair", "latency", "latency_range",
+    "tables",
 ]  # fmt: skip
 
 
@@ -99,7 +101,10 @@ def assignment_of(
     does not have or that is illegal for the operator, and for an unknown group.
     """
     if isinstance(choice, Encodings):
-        names = [_encoded(workload, index, choice, device) for index in range(len(workload.groups))]
+        formats = {name: encoding.format for name, encoding in choice.items()}
+        names = [
+            group_pair(workload, index, formats, device) for index in range(len(workload.groups))
+        ]
     elif isinstance(choice, Mapping):
         for group in choice:
             if group not in workload.groups:
@@ -123,9 +128,12 @@ def assignment_of(
     return tuple(columns)
 
 
-def _encoded(workload: Workload, index: int, encodings: Encodings, device: Device) -> Pair:
-    """The pair that a group's tensors carry; 8-bit weights where it has none."""
-    tensors = [name for name in workload.inputs[index] if name in encodings]
+def group_pair(
+    workload: Workload, index: int, formats: Mapping[str, Format], device: Device
+) -> Pair:
+    """The pair in which a group runs when tensors carry `formats`: those of its weight and of its
+    first input that has one; 8-bit weights where it has no weight."""
+    tensors = [name for name in workload.inputs[index] if name in formats]
     weight = workload.weights[index]
     if not tensors:
         floats = [pair for pair in device.pairs if pair.floating]
@@ -135,9 +143,9 @@ def _encoded(workload: Workload, index: int, encodings: Encodings, device: Devic
                 f"{device.name} has no float format"
             )
         return floats[0]
-    activation = encodings[tensors[0]].format
-    if weight in encodings:
-        return pair_of(encodings[weight].format, activation)
+    activation = formats[tensors[0]]
+    if weight in formats:
+        return pair_of(formats[weight], activation)
     bits = activation.bits if weight else min(8, activation.bits)
     for pair in device.pairs:
         same = pair_of(activation, activation).activation == pair.activation
