@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jqnt.cli.console import emit, progress_bar
+from jqnt.cli.console import emit
 from jqnt.cli.options import AsJson, BatchSize, FrozenPath
 from jqnt.compare import Row, clipped_share
 from jqnt.compare import compare as compared
@@ -13,7 +13,7 @@ from jqnt.data import load_data
 from jqnt.errors import ConfigError
 from jqnt.frozen import load_frozen
 from jqnt.learn.quality import Quality
-from jqnt.report import table_of
+from jqnt.report import progress_bar, table_of
 
 __all__ = ["compare"]
 

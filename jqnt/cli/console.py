@@ -1,15 +1,13 @@
-"""What commands say: a table or JSON on stdout, progress on stderr."""
+"""What commands say: tables, or JSON, on stdout."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["emit", "progress_bar"]
+__all__ = ["emit"]
 
 
 def emit(document: Mapping[str, Any], tables: Sequence[RenderableType], as_json: bool) -> None:
@@ -24,22 +22,3 @@ def emit(document: Mapping[str, Any], tables: Sequence[RenderableType], as_json:
         if i:
             console.print()
         console.print(table)
-
-
-@contextmanager
-def progress_bar(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """`show(what, done, total)`: one bar on stderr, renamed as the work goes on."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=silent)
-    with bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield show

@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from jqnt.cli.console import emit, progress_bar
+from jqnt.cli.console import emit
 from jqnt.cli.judge import figures, judged_table
 from jqnt.cli.loading import metric_of
 from jqnt.cli.options import AsJson, BatchSize, Evaluation, FrozenPath, MetricName
 from jqnt.data import load_data
 from jqnt.errors import ConfigError
 from jqnt.frozen import load_frozen
+from jqnt.report import progress_bar
 
 __all__ = ["emulate"]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import jax
 import typer
 
-from jqnt.cli.console import emit, progress_bar
+from jqnt.cli.console import emit
 from jqnt.cli.judge import figures, judged_table
 from jqnt.cli.loading import metric_of, rules_of
 from jqnt.cli.options import (
@@ -34,6 +34,7 @@ from jqnt.learn.calibrate import calibrate
 from jqnt.observers import entropy, minmax, mse, percentile
 from jqnt.placement import plan
 from jqnt.plan import bind
+from jqnt.report import progress_bar
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.equalize import equalize as equalized
 from jqnt.transforms.fold_bn import fold_bn

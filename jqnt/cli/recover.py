@@ -6,7 +6,7 @@ from typing import Annotated
 import jax
 import typer
 
-from jqnt.cli.console import emit, progress_bar
+from jqnt.cli.console import emit
 from jqnt.cli.loading import evaluator_of, metric_of, sha256_of
 from jqnt.cli.options import (
     AsJson,
@@ -27,7 +27,7 @@ from jqnt.frozen import Frozen, check_out
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.learn.recover import recover as recovered
 from jqnt.npu import device as load_device
-from jqnt.report import Provenance, report, staircase_table
+from jqnt.report import Provenance, progress_bar, report, staircase_table
 from jqnt.targets import load_target
 
 __all__ = ["recover"]

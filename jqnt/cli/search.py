@@ -6,7 +6,7 @@ import jax
 import typer
 
 from jqnt.choices import with_choices
-from jqnt.cli.console import emit, progress_bar
+from jqnt.cli.console import emit
 from jqnt.cli.judge import figures, judged_table
 from jqnt.cli.loading import metric_of, rules_of
 from jqnt.cli.options import (
@@ -38,7 +38,7 @@ from jqnt.npu import workload
 from jqnt.npu.layers import layer_costs
 from jqnt.placement import plan
 from jqnt.plan import bind
-from jqnt.report import layer_table
+from jqnt.report import layer_table, progress_bar
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.equalize import equalize as equalized
 from jqnt.transforms.fold_bn import fold_bn

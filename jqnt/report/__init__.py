@@ -1,6 +1,7 @@
 """The evidence for a quantized model: tables, plots, one self-contained HTML page."""
 
 from jqnt.report.document import Provenance, Report, report
+from jqnt.report.progress import progress_bar
 from jqnt.report.terminal import layer_table, metric_figure, staircase_table, table_of
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "Report",
     "layer_table",
     "metric_figure",
+    "progress_bar",
     "report",
     "staircase_table",
     "table_of",
