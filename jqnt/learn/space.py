@@ -77,7 +77,7 @@ class Space:
     def value(self, budget: np.ndarray, unit: float, steps: int) -> dict[str, Any]:
         """What `loss` takes, before the first step; `budget` is less the constants."""
         table = self.prices.table
-        legal: np.ndarray = np.isfinite(table).all(axis=0)
+        legal = np.asarray(np.isfinite(table).all(0))
         theta = dict(self.theta)
         for row, name in enumerate(self.plan.choices):
             group = theta[name]
