@@ -50,7 +50,7 @@ def error64(x, lossy, w, rounded):
 
 def exhaustive64(x, lossy, w, quantizer):
     """The least error of each output over all 2^12 choices, from the quadratic in float64."""
-    low, high, _ = (np.asarray(a[0], np.float64) for a in choices(LAYER, w, quantizer))
+    low, high, _ = (np.asarray(a[0], np.float64) for a in choices(LAYER, w, w, quantizer))
     up = np.array(list(itertools.product((0, 1), repeat=IN)))
     gram = lossy.T @ lossy
     residual = (x - lossy) @ np.asarray(w, np.float64).T
@@ -67,7 +67,7 @@ def test_near_the_exhaustive_optimum_and_never_worse_than_nearest(bits):
     gaps = []
     for seed in range(3):
         moments, w, quantizer, x, lossy = problem(seed, bits)
-        learned = learn_rounding(LAYER, moments, w, quantizer, key=KEY)
+        learned = learn_rounding(LAYER, moments, w, quantizer, key=KEY).quantizer
         found = error64(x, lossy, w, learned(w))
         best = exhaustive64(x, lossy, w, quantizer)
         assert (found <= error64(x, lossy, w, quantizer(w)) * (1 + 1e-5)).all()
@@ -79,7 +79,7 @@ def test_near_the_exhaustive_optimum_and_never_worse_than_nearest(bits):
 @pytest.mark.parametrize("granularity", [Granularity(), Granularity(1), Granularity(0)])
 def test_any_granularity_rounds_up_or_down(granularity):
     moments, w, quantizer, *_ = problem(0, 4, granularity=granularity)
-    learned = learn_rounding(LAYER, moments, w, quantizer, steps=50, key=KEY)
+    learned = learn_rounding(LAYER, moments, w, quantizer, steps=50, key=KEY).quantizer
     codes = learned.affine.codes(learned(w)) - jnp.floor(
         w / granularity.expand(quantizer.scale, w.shape)
     )
@@ -92,14 +92,14 @@ def test_any_granularity_rounds_up_or_down(granularity):
 @given(seed=st.integers(0, 10**6), steps=st.sampled_from([0, 20]))
 def test_no_channel_is_worse_than_nearest(seed, steps):
     moments, w, quantizer, x, lossy = problem(seed)
-    learned = learn_rounding(LAYER, moments, w, quantizer, steps=steps, key=KEY)
+    learned = learn_rounding(LAYER, moments, w, quantizer, steps=steps, key=KEY).quantizer
     nearest = error64(x, lossy, w, quantizer(w))
     assert (error64(x, lossy, w, learned(w)) <= nearest * (1 + 1e-4)).all()
 
 
 def test_the_relaxation_is_the_papers():
     _, w, quantizer, *_ = problem(0)
-    *_, fraction = choices(LAYER, w, quantizer)
+    *_, fraction = choices(LAYER, w, w, quantizer)
     logit = soft_logit(fraction)
     np.testing.assert_allclose(
         jnp.clip(jax.nn.sigmoid(logit) * 1.2 - 0.1, 0, 1), fraction, atol=2e-3
@@ -113,7 +113,7 @@ def test_the_relaxation_is_the_papers():
 
 def test_the_gradient_is_that_of_the_quadratic():
     moments, w, quantizer, *_ = problem(0)
-    low, high, fraction = choices(LAYER, w, quantizer)
+    low, high, fraction = choices(LAYER, w, w, quantizer)
     batch = {
         "gram": moments.gram, "cross": moments.cross, "low": low, "high": high,
         "steps": jnp.float32(10), "strength": jnp.float32(0.5),
@@ -146,7 +146,7 @@ def test_equal_shapes_share_one_program():
 
 def test_rounded_up_is_exact():
     _, w, quantizer, *_ = problem(0, bits=4)
-    low, high, fraction = choices(LAYER, w, quantizer)
+    low, high, fraction = choices(LAYER, w, w, quantizer)
     up = rounded_up(LAYER, quantizer, fraction > 0.5)
     np.testing.assert_allclose(up(w), quantizer(w), rtol=1e-6)
     np.testing.assert_allclose(
@@ -163,6 +163,6 @@ def test_a_dead_channel_rounds_to_nearest_and_spoils_nothing():
     scale = jnp.where(jnp.arange(3) == 2, 1.0, 0.3)
     quantizer = Affine(scale, jnp.zeros(3), jnp.float32(3), granularity=Granularity(0))
     moments = accumulate(layer, zero_moments(3, 1, 9), w, x, x)
-    learned = learn_rounding(layer, moments, w, quantizer, steps=50, key=KEY)(w)
+    learned = learn_rounding(layer, moments, w, quantizer, steps=50, key=KEY).quantizer(w)
     assert jnp.isfinite(learned).all()
     np.testing.assert_array_equal(learned[2], w[2])

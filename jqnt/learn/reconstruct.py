@@ -17,15 +17,17 @@ from jqnt.learn.fit import Progress
 from jqnt.learn.gram import Moments, accumulate, best_bias, centred, quadratic, zero_moments
 from jqnt.learn.layer import matrix
 from jqnt.learn.reads import Read, reads
+from jqnt.learn.rounding import Rounded
 from jqnt.learn.source import Stream
 from jqnt.plan import Options, Plan, Theta, bind
 from jqnt.quantizers import Affine, SoftRound
-from jqnt.types import Params, Quantizer
+from jqnt.types import Params
 
 __all__ = ["LayerError", "Method", "Reconstruction", "learnable", "reconstruct"]
 
-Method = Callable[..., Affine | SoftRound]
-"""`method(layer, moments, w, quantizer, *, key) -> quantizer`: a better one for this weight."""
+Method = Callable[..., Rounded]
+"""`method(layer, moments, w, quantizer, *, key) -> Rounded`: a better quantizer for the weight w,
+and the weight that it quantizes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class LayerError:
 
 
 class Reconstruction(NamedTuple):
-    """The result: biases may have changed in `params`, quantizers of weights have in `theta`."""
+    """The result: `theta` has the quantizers of weights, `params` the weights and biases to use."""
 
     params: Params
     theta: Theta
@@ -95,19 +97,19 @@ def reconstruct(
         own = read.bias if bias and [r.weight for r in found].count(read.weight) == 1 else None
         aim = total if own is None else centred(total)
         quantizer = _affine(theta[read.weight])
-        theta[read.weight] = method(
-            read.layer, aim, w, quantizer, key=jax.random.fold_in(key, len(layers))
-        )
-        delta = _delta(read, theta[read.weight], w)
+        layer_key = jax.random.fold_in(key, len(layers))
+        theta[read.weight], base = method(read.layer, aim, w, quantizer, key=layer_key)
+        if base is not w:
+            _set(lossy, changed, read.weight, base)
+        delta = matrix(read.layer, theta[read.weight](base) - w)
         if own is not None:
             shift = best_bias(total, delta).reshape(-1) / read.beta
-            lossy[own] = lossy[own] + shift
-            changed[own] = jax.device_get(lossy[own])
+            _set(lossy, changed, own, lossy[own] + shift)
         layers.append(
             LayerError(
                 read.weight,
                 tuple(r.node.name for r in found if r.weight == read.weight),
-                _relative(total, _delta(read, quantizer, w)),
+                _relative(total, matrix(read.layer, quantizer(w) - w)),
                 _relative(aim, delta),
             )
         )
@@ -149,9 +151,15 @@ def _affine(quantizer: Affine | SoftRound) -> Affine:
     return quantizer.affine if isinstance(quantizer, SoftRound) else quantizer
 
 
-def _delta(read: Read, quantizer: Quantizer, w: Any) -> Any:
-    """W~ - W as matrices, W~ being what the quantizer makes of w."""
-    return matrix(read.layer, quantizer(w) - w)
+def _set(lossy: Params, changed: Params, name: str, value: Any) -> None:
+    """A parameter of the quantized network becomes another; it must be one."""
+    if name not in changed:
+        raise UnsupportedError(
+            f"weight {name!r} is computed from parameters, so it cannot be replaced; run "
+            f"transforms.cleanup first"
+        )
+    lossy[name] = value
+    changed[name] = jax.device_get(value)
 
 
 def _relative(moments: Moments, delta: Any) -> float:

@@ -1,7 +1,7 @@
 """The best rounding of a layer under the exact quadratic error: AdaRound in Gram form, polished."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,26 @@ from jqnt.learn.layer import Layer, matrix, tensor
 from jqnt.learn.source import Whole
 from jqnt.quantizers import Affine, SoftRound, grid
 
-__all__ = ["annealed", "choices", "descend", "learn_rounding", "rounded_up", "soft_logit"]
+__all__ = [
+    "Rounded",
+    "annealed",
+    "choices",
+    "descend",
+    "learn_rounding",
+    "refit",
+    "rounded_up",
+    "soft_logit",
+]
 
 SURE = 4.0
 """A logit beyond which the rectified sigmoid is exactly 0 or 1 (it is from 2.4 on)."""
+
+
+class Rounded(NamedTuple):
+    """The quantizer of a weight, and the float weight that it is to quantize."""
+
+    quantizer: Affine | SoftRound
+    weight: Any
 
 
 def learn_rounding(
@@ -30,42 +46,87 @@ def learn_rounding(
     steps: int = 500,
     rate: float = 0.1,
     strength: float = 0.3,
+    ridge: float | None = None,
     key: PRNGKeyArray,
-) -> SoftRound:
-    """The rounding of `w` (up or down, each weight) that minimizes the quadratic error.
+) -> Rounded:
+    """The rounding of each weight, up or down, that minimizes the quadratic error.
 
     `steps` of Adam on AdaRound's relaxation, then coordinate descent on the hard choice until no
     single flip helps; the same descent from rounding to nearest competes in every output
     channel, so that none is ever worse than nearest. The error is taken in units of
     mean(diag gram) * scale^2 per channel, which makes one rate and one strength of the
     regularizer serve every layer and width.
+
+    With `ridge` it is not w that is rounded up or down, but the weight that makes up best for
+    the errors in the layer's input, `refit(layer, moments, w, ridge)`, where that ends better.
     """
-    low, high, fraction = choices(layer, w, quantizer)
+    kept = _round(layer, moments, w, w, quantizer, steps, rate, strength, key)
+    if ridge is None:
+        return Rounded(rounded_up(layer, quantizer, kept.up), w)
+    base = refit(layer, moments, w, ridge)
+    moved = _round(layer, moments, w, base, quantizer, steps, rate, strength, key)
+    better = (moved.error < kept.error)[..., None]
+    up = jnp.where(better, moved.up, kept.up)
+    base = tensor(layer, jnp.where(better, matrix(layer, base), matrix(layer, w)))
+    return Rounded(rounded_up(layer, quantizer, up), base)
+
+
+class _Choice(NamedTuple):
+    up: Any
+    error: Any
+
+
+def _round(
+    layer: Layer,
+    moments: Moments,
+    w: Array,
+    base: Array,
+    quantizer: Affine,
+    steps: int,
+    rate: float,
+    strength: float,
+    key: PRNGKeyArray,
+) -> _Choice:
+    """The choices for `base`, and the error that each output channel is left with."""
+    low, high, fraction = choices(layer, w, base, quantizer)
     data = _scaled(moments, low, high)
-    nearest = descend(data, fraction > 0.5)
-    up = nearest
+    up = descend(data, fraction > 0.5)
+    error = _error(data, up)
     if steps:
         batch = {**data, "steps": jnp.float32(steps), "strength": jnp.float32(strength)}
         start = {"logit": soft_logit(fraction)}
         found = fit(annealed, start, _adam(rate), Whole(batch), steps=steps, chunk=steps, key=key)
         relaxed = descend(data, found.theta["logit"] >= 0)
-        better = _error(data, relaxed) < _error(data, nearest)
-        up = jnp.where(better[..., None], relaxed, nearest)
-    return rounded_up(layer, quantizer, up)
+        less = _error(data, relaxed)
+        up = jnp.where((less < error)[..., None], relaxed, up)
+        error = jnp.minimum(less, error)
+    return _Choice(up, error)
 
 
 def choices(
-    layer: Layer, w: Float[Array, "..."], quantizer: Affine
+    layer: Layer, w: Float[Array, "..."], base: Float[Array, "..."], quantizer: Affine
 ) -> tuple[Float[Array, "g o k"], Float[Array, "g o k"], Float[Array, "g o k"]]:
-    """(dw rounding down, dw rounding up, w / scale - floor(w / scale)) as matrices."""
+    """(W~ - w with W~ = base rounded down, the same rounded up, the fraction of base / scale)."""
     scale, zero_point, qmin, qmax = grid(quantizer, w.shape)
-    v = divide(w, scale)
+    v = divide(base, scale)
     floor = jnp.floor(v)
 
     def change(code):
         return matrix(layer, (jnp.clip(code + zero_point, qmin, qmax) - zero_point) * scale - w)
 
     return change(floor), change(floor + 1), matrix(layer, v - floor)
+
+
+def refit(
+    layer: Layer, moments: Moments, w: Float[Array, "..."], ridge: float
+) -> Float[Array, "..."]:
+    """w + argmin over dW of sum ||r - x~ dW||^2 + ridge * mean(diag gram) * ||dW||^2."""
+    inner = moments.gram.shape[-1]
+    diagonal = jnp.mean(jnp.diagonal(moments.gram, axis1=1, axis2=2), -1)
+    diagonal = jnp.where(diagonal > 0, diagonal, 1)[:, None, None]
+    gram = moments.gram / diagonal + ridge * jnp.eye(inner)[None]
+    change = jnp.linalg.solve(gram, jnp.swapaxes(moments.cross / diagonal, 1, 2))
+    return w + tensor(layer, jnp.swapaxes(change, 1, 2))
 
 
 def rounded_up(layer: Layer, quantizer: Affine, up: Bool[Array, "g o k"]) -> SoftRound:
