@@ -13,7 +13,7 @@ __all__ = ["log_softmax", "softmax"]
 def softmax(xp, x, axes: tuple[int, ...]):
     """exp(x - max) / sum of it over `axes`."""
     if xp is jnp:
-        return jax.nn.softmax(x, axis=axes)
+        return jax.nn.softmax(_rounded(x), axis=axes)
     raised = np.exp(x - np.max(x, axis=axes, keepdims=True))
     return raised / np.sum(raised, axis=axes, keepdims=True)
 
@@ -21,9 +21,18 @@ def softmax(xp, x, axes: tuple[int, ...]):
 def log_softmax(xp, x, axes: tuple[int, ...]):
     """x - max - log(sum(exp(x - max))) over `axes`."""
     if xp is jnp:
-        return jax.nn.log_softmax(x, axis=axes)
+        return jax.nn.log_softmax(_rounded(x), axis=axes)
     shifted = x - np.max(x, axis=axes, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=axes, keepdims=True))
+
+
+def _rounded(x):
+    """x itself, which XLA may not contract with the difference to its maximum.
+
+    A product before the softmax would become a fused multiply-add there, so that the largest
+    element is not its own maximum: with logits of 1e10 the exponential overflows.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x)
 
 
 def _hardmax(xp, x, axes: tuple[int, ...]):
