@@ -36,7 +36,7 @@ def main() -> None:
     """The console script: exits with 0, or 2 after `error: ...` on stderr."""
     _keep_compiled_programs()
     # Functions of the user's, given as module:function, lie where the command is run.
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())
     sys.exit(run(sys.argv[1:]))
 
 
