@@ -55,7 +55,7 @@ def session(graph: Graph, params: Mapping[str, Any]) -> Apply:
         if not wide and all(map(_fits, inputs.values())):
             return _through(stages, params, qparams, inputs, want)
         if traced:
-            if not jax.config.jax_enable_x64:
+            if not is_wide(jax.dtypes.canonicalize_dtype(np.int64)):
                 raise DataError(
                     f"graph {graph.name!r} needs 64-bit types, but values traced in 32 bits enter "
                     f"it: trace it inside `with jax.enable_x64(True):`"

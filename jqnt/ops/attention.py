@@ -23,7 +23,7 @@ def attention(node, q, k, v, mask=None, past_key=None, past_value=None, lengths=
         q = _heads(node, q, "q_num_heads")
         k, v = (_heads(node, t, "kv_num_heads") for t in (k, v))
     past = 0 if past_key is None else past_key.shape[2]
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         k = jnp.concatenate([past_key, k], axis=2)
         v = jnp.concatenate([past_value, v], axis=2)
     present = k, v

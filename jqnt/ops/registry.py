@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from jqnt.errors import ModelError, UnsupportedError, nearest
 from jqnt.graph.ir import Node
@@ -96,7 +96,7 @@ def operators() -> dict[tuple[str, str], tuple[int, ...]]:
 
 def static(node: Node, what: str, value: Any) -> np.ndarray:
     """`value` as numpy, or ModelError where it is traced but decides a shape."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise ModelError(
             f"{node.op} node {node.name!r}: {what} decides a shape, so it must be a constant or "
             f"a concrete input, but it is computed from data"
