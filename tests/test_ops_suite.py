@@ -1,4 +1,4 @@
-"""The node cases of onnx's own backend suite: every operator outside the convolution family."""
+"""The node cases of onnx's own backend suite, a few per operator."""
 
 import warnings
 from functools import lru_cache
@@ -13,6 +13,7 @@ from jqnt.graph.session import session
 from jqnt.ops import (
     activations,
     attention,
+    blocks,
     cast,
     control_flow,
     data_dependent,
@@ -20,10 +21,15 @@ from jqnt.ops import (
     generate,
     indexing,
     integer_products,
+    linear,
     losses,
+    normalization,
+    pooling,
     quantized,
     recurrent,
     reduce,
+    resize,
+    sampling,
     scatter,
     selection,
     shaping,
@@ -34,9 +40,9 @@ from jqnt.ops import (
 from jqnt.ops.registry import _TABLE
 
 FAMILIES = (
-    activations, attention, cast, control_flow, data_dependent, elementwise, generate, indexing,
-    integer_products, losses, quantized, recurrent, reduce, scatter, selection, shaping, signal,
-    softmax, tensor,
+    activations, attention, blocks, cast, control_flow, data_dependent, elementwise, generate,
+    indexing, integer_products, linear, losses, normalization, pooling, quantized, recurrent,
+    reduce, resize, sampling, scatter, selection, shaping, signal, softmax, tensor,
 )  # fmt: skip
 
 OUT_OF_SCOPE = ("string", "sequence", "_opt", "_seq", "training_dropout")
