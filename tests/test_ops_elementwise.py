@@ -173,6 +173,20 @@ def test_casts_agree_with_the_reference(source, target, saturate):
         )
 
 
+def test_the_first_cast_names_its_type():
+    found = call("Cast", (np.asarray([1.7, 2.2], np.float32),), since=5, to="INT32")
+    assert found.dtype == np.int32 and found.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("op, since", [("Sqrt", 13), ("ReduceL2", 18)])
+def test_roots_have_a_finite_derivative_at_zero(op, since):
+    slope = jax.grad(lambda x: jnp.sum(call(op, (x,), since)))
+    np.testing.assert_array_equal(slope(jnp.zeros(3)), np.zeros(3))
+    x = jnp.asarray([4.0, 9.0])
+    wanted = [0.25, 1 / 6] if op == "Sqrt" else x / jnp.sqrt(97.0)
+    np.testing.assert_allclose(slope(x), wanted, rtol=1e-6)
+
+
 def test_the_type_alone_counts_in_castlike():
     x = np.ones((2,), np.float32)
     (found,) = run_eagerly(

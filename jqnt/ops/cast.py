@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax import lax
+from onnx import TensorProto
 
 from jqnt.ops.namespace import canonical, dtype_of, namespace, numeric, pointwise
 from jqnt.ops.registry import lowering
@@ -18,7 +19,13 @@ _SATURATING = (
 )
 
 
-@pointwise("Cast")
+@pointwise("Cast", since=1)
+def cast_1(xp, node, x):
+    """https://onnx.ai/onnx/operators/onnx__Cast.html (the type is named)"""
+    return convert(xp, node, x, dtype_of(xp, TensorProto.DataType.Value(node.attrs["to"])))
+
+
+@pointwise("Cast", since=6)
 def cast(xp, node, x):
     """https://onnx.ai/onnx/operators/onnx__Cast.html"""
     return convert(xp, node, x, dtype_of(xp, node.attrs["to"]))

@@ -2,6 +2,7 @@
 
 from functools import reduce
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -10,7 +11,7 @@ from scipy import special
 from jqnt.ops.namespace import aligned, namespace, numeric, pointwise
 from jqnt.ops.registry import lowering
 
-__all__ = ["gauss_error", "quotient"]
+__all__ = ["gauss_error", "quotient", "root"]
 
 
 def quotient(xp, x, y):
@@ -62,7 +63,6 @@ for _op, _name in {
     "Sign": "sign",
     "Sin": "sin",
     "Sinh": "sinh",
-    "Sqrt": "sqrt",
     "Tan": "tan",
     "Tanh": "tanh",
 }.items():
@@ -141,6 +141,25 @@ def _clip(xp, x, low, high):
     return x if high is None else xp.minimum(x, high)
 
 
+@jax.custom_jvp
+def root(x):
+    """sqrt(x) with derivative 0 at 0, where the true one is infinite: silence would give NaN."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals, tangents):
+    y = root(*primals)
+    slope = jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y)).astype(y.dtype)
+    return y, slope * tangents[0]
+
+
+@pointwise("Sqrt")
+def sqrt(xp, node, x):
+    """https://onnx.ai/onnx/operators/onnx__Sqrt.html"""
+    return root(x) if xp is jnp else np.sqrt(x)
+
+
 @pointwise("Where")
 def where(xp, node, condition, x, y):
     """https://onnx.ai/onnx/operators/onnx__Where.html"""
@@ -184,7 +203,7 @@ def pow_(xp, node, x, y):
         # the general power has a slow, at zero undefined derivative
         exponent = float(y.reshape(()))
         if exponent == 0.5:
-            return _shaped_like(jnp.sqrt(x), y)
+            return _shaped_like(root(x), y)
         if exponent.is_integer() and abs(exponent) <= 64:
             return _shaped_like(lax.integer_pow(x, int(exponent)), y)
     return xp.power(x, y).astype(x.dtype)

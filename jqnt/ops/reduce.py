@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jqnt.ops.elementwise import root
 from jqnt.ops.namespace import axis_of, namespace, numeric
 from jqnt.ops.registry import lowering, static
 
@@ -45,7 +46,8 @@ def _l1(xp, x, axes, keep):
 
 
 def _l2(xp, x, axes, keep):
-    return xp.sqrt(_sum_square(xp, x, axes, keep)).astype(x.dtype)
+    total = _sum_square(xp, x, axes, keep)
+    return (root(total) if xp is jnp else np.sqrt(total)).astype(x.dtype)
 
 
 def _log_sum(xp, x, axes, keep):
