@@ -1,17 +1,18 @@
 """The cost of every group in one pair of formats: compute, traffic, latency, energy."""
 
-from collections.abc import Iterable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from jqnt.npu.devices import Device, NarrowWeights
+from jqnt.npu.devices import Device
+from jqnt.npu.elements import ALL, Elements
+from jqnt.npu.engines import cpu_time, mask, product_time, vector_time
 from jqnt.npu.pairs import Pair
 from jqnt.npu.smooth import EXACT, Calculus
-from jqnt.npu.work import VECTOR_WORK
+from jqnt.npu.traffic import moved_weight_bytes, tiled_bytes
+from jqnt.npu.work import PRODUCT_KINDS
 from jqnt.npu.workload import Workload
 from jqnt.types import Leaf
 
@@ -20,13 +21,18 @@ __all__ = ["Costs", "group_costs", "legal_groups"]
 
 @struct.dataclass
 class Costs:
-    """Per group: seconds of compute, memory and in all; bytes; operations; joules.
+    """Per group: seconds by cause, bytes, operations, joules.
 
-    latency = overlap * max(compute, memory) + (1 - overlap) * (compute + memory) + dispatch.
+    latency = overlap * max(compute, memory) + (1 - overlap) * (compute + memory) + overhead,
+    where memory is what prefetching has left of the DRAM time.
     """
 
+    matrix_s: Leaf
+    vector_s: Leaf
     compute_s: Leaf
     memory_s: Leaf
+    hidden_s: Leaf
+    overhead_s: Leaf
     latency_s: Leaf
     weight_bytes: Leaf
     traffic_bytes: Leaf
@@ -37,44 +43,69 @@ class Costs:
 
 
 def group_costs(
-    workload: Workload, device: Device, pair: Pair, calculus: Calculus = EXACT
+    workload: Workload,
+    device: Device,
+    pair: Pair,
+    elements: Elements = ALL,
+    calculus: Calculus = EXACT,
 ) -> Costs:
-    """The cost of each group when it runs in `pair`.
+    """The cost of each group when it, and the group before it, run in `pair`.
 
-    compute = max(padded macs / rate, vector elements * cost / vector rate)
-    memory  = (weights + what of the activations does not fit the on-chip memory) / bandwidth
+    compute = max(product, stream of its operands on chip, vector work)
+    memory  = (weights + spilled activations) / bandwidth - what prefetching hides
     """
     workload, device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (workload, device))
-    matrix_s = _product_time(workload, device, pair, calculus)
-    vector_s = _vector_time(workload, device, pair, calculus)
+    bytes_each = pair.activation_bits / 8
+    own_bytes = (workload.in_elements + workload.out_elements) * bytes_each
+    matrix_s = product_time(workload, device, pair, elements, calculus)
+    if elements.streaming:
+        product = mask(kind in PRODUCT_KINDS and kind != "depthwise" for kind in workload.kinds)
+        stream_s = own_bytes / device.vtcm_bytes_per_s
+        matrix_s = jnp.where(product, calculus.largest(matrix_s, stream_s), matrix_s)
+    vector_s = vector_time(workload, device, pair, elements, calculus)
+    if elements.transposes:
+        moving = device.cost_of("move", pair.activation) / device.vector_per_s[pair.activation]
+        vector_s = vector_s + workload.layout_elements * moving
     compute_s = calculus.largest(matrix_s, vector_s)
 
-    weight_bytes = _weight_bytes(workload, device, pair)
-    stored_bytes = workload.weight_elements * pair.weight_bits / 8 + workload.bias_elements * 4
-    activation_bytes = (workload.in_elements + workload.out_elements) * pair.activation_bits / 8
-    spilled_bytes = calculus.largest(activation_bytes - device.vtcm_bytes, 0 * activation_bytes)
-    traffic_bytes = weight_bytes + spilled_bytes
-    memory_s = traffic_bytes / (device.dram_bytes_per_s * device.dram_efficiency)
+    weight_bytes, activation_bytes = tiled_bytes(workload, device, pair, elements, calculus)
+    bandwidth = device.dram_bytes_per_s * device.dram_efficiency
+    weight_s, activation_s = weight_bytes / bandwidth, activation_bytes / bandwidth
+    hidden_s = jnp.zeros_like(weight_s)
+    if elements.prefetch:
+        free_s = jnp.maximum(compute_s - weight_s - activation_s, 0.0) * device.prefetch
+        before = jnp.concatenate([jnp.zeros(1), free_s[:-1]]) * (1 - workload.starts)
+        hidden_s = jnp.minimum(before, weight_s)
+    memory_s = weight_s - hidden_s + activation_s
 
     longer = calculus.largest(compute_s, memory_s)
-    shared = (1 - device.overlap) * (compute_s + memory_s - longer)
-    latency_s = longer + shared + device.dispatch_s
-    on_cpu = _mask(op in device.cpu for op in workload.ops)
-    elements = workload.in_elements + workload.out_elements
-    cpu_s = 2 * device.crossing_s + elements / device.cpu_per_s
+    shared_s = (1 - device.overlap) * (compute_s + memory_s - longer)
+    overhead_s = _overhead(workload, device, elements)
+    latency_s = longer + shared_s + overhead_s
+    if elements.fallback and device.cpu:
+        on_cpu = mask(op in device.cpu for op in workload.ops)
+        latency_s = jnp.where(on_cpu, cpu_time(workload, device), latency_s)
     macs = workload.dims.macs
+    traffic_bytes = weight_bytes + activation_bytes
     energy_j = (
         macs * device.energy_j.get(pair.name, 0.0)
         + traffic_bytes * device.energy_j.get("dram_byte", 0.0)
-        + activation_bytes * device.energy_j.get("vtcm_byte", 0.0)
+        + own_bytes * device.energy_j.get("vtcm_byte", 0.0)
     )
+    stored = workload.weight_elements * pair.weight_bits / 8 + workload.bias_elements * 4
+    moved = moved_weight_bytes(workload, device, pair)
+    alive = workload.live_elements * bytes_each + moved
     return Costs(
+        matrix_s=matrix_s,
+        vector_s=vector_s,
         compute_s=compute_s,
         memory_s=memory_s,
-        latency_s=jnp.where(on_cpu, cpu_s, latency_s),
-        weight_bytes=stored_bytes,
+        hidden_s=hidden_s,
+        overhead_s=overhead_s,
+        latency_s=latency_s,
+        weight_bytes=stored,
         traffic_bytes=traffic_bytes,
-        vtcm_bytes=jnp.minimum(activation_bytes + weight_bytes, device.vtcm_bytes),
+        vtcm_bytes=jnp.minimum(alive, device.vtcm_bytes),
         macs=macs,
         bitops=macs * pair.weight_bits * pair.activation_bits,
         energy_j=energy_j,
@@ -88,60 +119,10 @@ def legal_groups(workload: Workload, device: Device, pair: Pair) -> np.ndarray:
     return np.array([pair.name in rules.get(op, known) for op in workload.ops], bool)
 
 
-def _product_time(
-    workload: Workload, device: Device, pair: Pair, calculus: Calculus
-) -> Float[Array, " groups"]:
-    """Padded multiply-accumulates over the rate of the pair; 0 where there is no product."""
-    d, up, g = workload.dims, calculus.round_up, device.granules
-    pixels = d.count * up(d.height, _like(d.height, g["height"]))
-    pixels = pixels * up(d.width, _like(d.width, g["width"]))
-    taps = d.kernel_height * d.kernel_width
-    inner = up(d.in_channels, _like(d.in_channels, g["in_channels"]))
-    outer = up(d.out_channels, _like(d.out_channels, g["out_channels"]))
-    dense_s = pixels * d.groups * inner * outer * taps / device.macs_per_s[pair.name]
-    channels = up(d.groups * d.out_channels, _like(d.groups, g["vector"]))
-    depthwise_s = pixels * channels * taps / device.depthwise_macs_per_s[pair.name]
-    depthwise = _mask(kind == "depthwise" for kind in workload.kinds)
-    product = _mask(kind in ("conv", "dense", "matmul") for kind in workload.kinds)
-    return jnp.where(depthwise, depthwise_s, jnp.where(product, dense_s, 0.0))
-
-
-def _vector_time(
-    workload: Workload, device: Device, pair: Pair, calculus: Calculus
-) -> Float[Array, " groups"]:
-    """Passes over the result on the vector unit: own ones, and fused ones that are not free."""
-    d, g = workload.dims, device.granules
-    channels = d.groups * d.out_channels
-    elements = d.pixels * calculus.round_up(channels, _like(channels, g["vector"]))
-    costs = jnp.stack([jnp.asarray(device.vector_cost[kind]) for kind in VECTOR_WORK])
-    passes = workload.passes + np.asarray(
-        [
-            [sum(w == kind and op not in device.fused for op, w in tail) for kind in VECTOR_WORK]
-            for tail in workload.tails
-        ],
-        np.float32,
-    ).reshape(-1, len(VECTOR_WORK))
-    return elements * (passes @ costs) / device.vector_per_s[pair.activation]
-
-
-def _weight_bytes(workload: Workload, device: Device, pair: Pair) -> Float[Array, " groups"]:
-    """Bytes of weights and biases that move; under 8 bits only where the device says so."""
-    bits = jnp.where(_narrow(workload, device.narrow), pair.weight_bits, max(pair.weight_bits, 8))
-    return workload.weight_elements * bits / 8 + workload.bias_elements * 4
-
-
-def _narrow(workload: Workload, rule: NarrowWeights) -> Array:
-    d = workload.dims
-    kinds = _mask(kind in rule.kinds for kind in workload.kinds)
-    kernel = jnp.maximum(d.kernel_height, d.kernel_width) <= rule.kernel
-    stride = jnp.maximum(d.stride_height, d.stride_width) <= rule.stride
-    channels = d.groups * d.out_channels > rule.above_out_channels
-    return kinds & kernel & stride & channels
-
-
-def _like(x: Float[Array, " groups"], value: Leaf) -> Float[Array, " groups"]:
-    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), jnp.shape(x))
-
-
-def _mask(flags: Iterable[bool]) -> np.ndarray:
-    return np.array(list(flags), bool)
+def _overhead(workload: Workload, device: Device, elements: Elements) -> Float[Array, " groups"]:
+    overhead_s = jnp.zeros_like(workload.serial)
+    if elements.overheads:
+        overhead_s = overhead_s + device.dispatch_s
+    if elements.serial:
+        overhead_s = overhead_s + workload.serial * device.serial_s
+    return overhead_s

@@ -15,6 +15,7 @@ from jqnt.types import Leaf
 
 __all__ = ["Device", "NarrowWeights", "device", "device_names", "sources"]
 
+GRANULES = ("pixels", "in_channels", "out_channels", "image", "vector")
 _FOLDER = Path(__file__).parent / "devices"
 
 
@@ -37,9 +38,17 @@ class Device:
 
     Rates are per second: `macs_per_s` and `depthwise_macs_per_s` by pair name (multiply-
     accumulates, padding included), `vector_per_s` by activation format (elements of cost 1),
-    `vector_cost` by kind of vector work. `granules` are the multiples to which a product's
-    dimensions are padded. `overlap` is the share of the shorter of compute and memory time that
-    hides behind the longer.
+    `vector_cost` by kind of vector work; an entry such as "pool@float16" holds for activations
+    of that format only. `granules` are the multiples to which dimensions are padded: pixels,
+    in_channels, out_channels and image (input channels where there are at most four) of
+    products, vector for all else; `grouped_cost` multiplies grouped convolutions and `fill_macs`
+    fills the pipeline of each product. `vtcm_bytes_per_s` is the rate at which a product's
+    activations come and go. `overlap` is the share of the shorter of compute and memory time
+    that hides behind the longer, `prefetch` the share of the DRAM time left free by one group
+    that loads weights of the next. A group takes `dispatch_s`, a graph `graph_s`, a result of one
+    pixel `serial_s` more, and a change to the CPU or back `crossing_s`. `energy_j` is per
+    multiply-accumulate by pair name, per "dram_byte" and "vtcm_byte". `relative_error` is half the
+    width of the band that holds 80 % of the errors on networks that were not fitted.
     """
 
     macs_per_s: dict[str, Leaf]
@@ -50,11 +59,17 @@ class Device:
     dram_bytes_per_s: Leaf
     dram_efficiency: Leaf
     vtcm_bytes: Leaf
+    vtcm_bytes_per_s: Leaf
+    grouped_cost: Leaf
+    fill_macs: Leaf
     overlap: Leaf
+    prefetch: Leaf
     dispatch_s: Leaf
+    serial_s: Leaf
     graph_s: Leaf
     crossing_s: Leaf
     cpu_per_s: Leaf
+    relative_error: Leaf
     energy_j: dict[str, Leaf]
     name: str = struct.field(pytree_node=False)
     pairs: tuple[Pair, ...] = struct.field(pytree_node=False)
@@ -62,6 +77,10 @@ class Device:
     cpu: tuple[str, ...] = struct.field(pytree_node=False, default=())
     legal: tuple[tuple[str, tuple[str, ...]], ...] = struct.field(pytree_node=False, default=())
     narrow: NarrowWeights = struct.field(pytree_node=False, default=NarrowWeights())
+
+    def cost_of(self, kind: str, activation: str) -> Leaf:
+        """The cost of one element of vector work in a format of activations."""
+        return self.vector_cost.get(f"{kind}@{activation}", self.vector_cost[kind])
 
     def pair(self, name: str) -> Pair:
         """The legal pair of that name; ConfigError with the nearest names otherwise."""
@@ -157,8 +176,12 @@ def _build(document: dict[str, Any], path: Path) -> Device:
         else:
             numbers[key] = _number(entry, key, path)
     for kind in numbers["vector_cost"]:
-        if kind not in VECTOR_WORK:
+        if kind.partition("@")[0] not in VECTOR_WORK:
             raise ConfigError(f"{path}: vector_cost {kind!r}{nearest(kind, VECTOR_WORK)}")
+    for table, keys in (("vector_cost", VECTOR_WORK), ("granules", GRANULES)):
+        for key in keys:
+            if key not in numbers[table]:
+                raise ConfigError(f"{path}: {table} has no entry {key!r}")
     pairs = tuple(pair_named(name) for name in document.get("pairs", ()))
     for pair in pairs:
         for table, key in (("macs_per_s", pair.name), ("vector_per_s", pair.activation)):

@@ -6,18 +6,17 @@ from math import prod
 
 from jqnt.graph.ir import Graph, Node
 from jqnt.npu.vocabulary import AFFINE, CHEAP, UNARY
-from jqnt.npu.work import Tensors, Work, work_of
+from jqnt.npu.work import PRODUCT_KINDS, Tensors, Work, work_of
 
 __all__ = ["Group", "Tail", "constants_of", "group_nodes"]
-
-_PRODUCT_KINDS = frozenset(("conv", "depthwise", "dense", "matmul"))
 
 
 @dataclass(frozen=True)
 class Tail:
     """Something fused behind a group's main operator: its operator name and kind of work.
 
-    A function of several nodes is named after its last transcendental operator, or GELU, SiLU.
+    A constant scale or shift is a Bias whatever its operator. A function of several nodes is
+    named after its transcendental operator, or Gelu, Swish, HardSwish.
     """
 
     op: str
@@ -99,7 +98,8 @@ def group_nodes(graph: Graph, tensors: Tensors) -> tuple[tuple[Group, ...], Mapp
             if len(others) > 1 or any(not _made_before(units, last, name) for name in others):
                 break
             stage = reached + (reached == _ACTIVATION)
-            tails.append(Tail(tail.op, next(iter(tail.work.passes), "elementwise"), tail.nodes))
+            op = "Bias" if reached == _BIAS else tail.op
+            tails.append(Tail(op, next(iter(tail.work.passes), "elementwise"), tail.nodes))
             taken.add(follower)
             inputs += others
             output, last = tail.outputs[0], index
@@ -115,7 +115,7 @@ def _stage(unit: _Unit, tail: _Unit, tensors: Tensors) -> int | None:
     node = tail.nodes[0]
     if len(tail.inputs) == 1 and (len(tail.nodes) > 1 or _unary(node, tensors)):
         return _ACTIVATION
-    if unit.work.kind not in _PRODUCT_KINDS:
+    if unit.work.kind not in PRODUCT_KINDS:
         return None
     if len(tail.inputs) == 1 and node.op in AFFINE:
         return _BIAS

@@ -14,6 +14,7 @@ from jqnt.errors import ConfigError, nearest
 from jqnt.formats import Format
 from jqnt.npu.cost import group_costs, legal_groups
 from jqnt.npu.devices import Device
+from jqnt.npu.elements import ALL, Elements
 from jqnt.npu.pairs import Pair, pair_of
 from jqnt.npu.smooth import EXACT, Calculus
 from jqnt.npu.workload import Workload
@@ -50,11 +51,16 @@ def tables(
     workload: Workload,
     device: Device,
     pairs: Sequence[Pair | str] | None = None,
+    elements: Elements = ALL,
     calculus: Calculus = EXACT,
 ) -> Tables:
-    """The tables over `pairs` (names or pairs; by default all that the device has)."""
+    """The tables over `pairs` (names or pairs; by default all that the device has).
+
+    What neighbours do to each other (prefetching, what stays on chip) is priced as if they ran
+    in the same pair; changes of format between them are `conversions`.
+    """
     columns = tuple(device.pair(p if isinstance(p, str) else p.name) for p in pairs or device.pairs)
-    return _tables(workload, device, columns, calculus)
+    return _tables(workload, device, columns, elements, calculus)
 
 
 def expected_latency(
@@ -73,10 +79,11 @@ def latency(
     workload: Workload,
     choice: Encodings | Mapping[str, str | Pair] | str | Pair,
     device: Device,
+    elements: Elements = ALL,
     calculus: Calculus = EXACT,
 ) -> Float[Array, ""]:
     """Seconds of a plan: one pair for all groups, a pair per group by name, or encodings."""
-    table = tables(workload, device, calculus=calculus)
+    table = tables(workload, device, elements=elements, calculus=calculus)
     columns = assignment_of(workload, choice, device)
     rows = jax.nn.one_hot(np.asarray(columns), len(table.pairs))
     return expected_latency(table, rows)
@@ -157,11 +164,15 @@ def group_pair(
     )
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _tables(
-    workload: Workload, device: Device, columns: tuple[Pair, ...], calculus: Calculus
+    workload: Workload,
+    device: Device,
+    columns: tuple[Pair, ...],
+    elements: Elements,
+    calculus: Calculus,
 ) -> Tables:
-    costs = [group_costs(workload, device, pair, calculus) for pair in columns]
+    costs = [group_costs(workload, device, pair, elements, calculus) for pair in columns]
     legal = np.stack([legal_groups(workload, device, pair) for pair in columns], axis=1)
 
     def column(name: str) -> Array:
@@ -173,7 +184,7 @@ def _tables(
         size_bytes=column("weight_bytes"),
         bitops=column("bitops"),
         energy_j=column("energy_j"),
-        constant_s=jnp.asarray(device.graph_s, jnp.float32),
+        constant_s=jnp.asarray(device.graph_s if elements.overheads else 0.0, jnp.float32),
         groups=workload.groups,
         pairs=columns,
     )

@@ -21,10 +21,14 @@ from jqnt.npu.vocabulary import (
     WINDOWS,
 )
 
-__all__ = ["VECTOR_WORK", "Tensors", "Work", "work_of"]
+__all__ = ["PRODUCT_KINDS", "VECTOR_WORK", "Tensors", "Work", "work_of"]
+
+PRODUCT_KINDS = frozenset(("conv", "dense", "matmul", "depthwise"))
+"""The kinds of work that multiply matrices."""
 
 VECTOR_WORK = (
     "elementwise",  # add, subtract, multiply, compare, clip: one result per element
+    "affine",  # a scale and a shift per channel that no product before it takes up
     "divide",  # true division by a tensor
     "lookup",  # a function of one variable: sigmoid, tanh, erf, GELU, hard-swish
     "pool",  # one window element of a maximum or average pooling
@@ -225,6 +229,7 @@ _TABLE: dict[str, Callable[[Node, Tensors], Work]] = {
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(SOFTMAXES, _softmax),
     **dict.fromkeys(NORMALIZATIONS, _normalize),
+    "BatchNormalization": _elementwise("affine"),
     "Div": _divide,
     "Transpose": _transpose,
 }

@@ -12,7 +12,7 @@ from jqnt.graph.ir import Graph
 from jqnt.graph.shapes import infer_shapes
 from jqnt.npu.fusion import Group, constants_of, group_nodes
 from jqnt.npu.geometry import channel_axes
-from jqnt.npu.work import VECTOR_WORK, Tensors
+from jqnt.npu.work import PRODUCT_KINDS, VECTOR_WORK, Tensors
 from jqnt.types import Leaf
 
 __all__ = ["Dims", "Workload", "workload"]
@@ -56,7 +56,10 @@ class Workload:
 
     Arrays have one entry per group, `passes` one row of `VECTOR_WORK` kinds. `in_elements` and
     `out_elements` count activations read and written, `weight_elements` and `bias_elements` the
-    constants. `edges` are (producer, consumer) group indices of each activation, -1 for the
+    constants. `live_elements` counts the activations that are alive while the group runs,
+    `layout_elements` those of channels-first inputs and outputs of the graph. `serial` is 1 where
+    one pixel results from a reduction or a product, `starts` 1 for the first group of a network.
+    `edges` are (producer, consumer) group indices of each activation, -1 for the
     graph's inputs and outputs, and `edge_elements` its size. `groups` are the names of the main
     nodes, `kinds` those of `Work`, `ops` the main operators, `nodes` all node names of a group,
     `tails` the fused (operator, kind of work) pairs; `weights`, `inputs` and `outputs` name
@@ -69,6 +72,10 @@ class Workload:
     out_elements: Leaf
     weight_elements: Leaf
     bias_elements: Leaf
+    live_elements: Leaf
+    layout_elements: Leaf
+    serial: Leaf
+    starts: Leaf
     edge_elements: Leaf
     name: str = struct.field(pytree_node=False)
     groups: tuple[str, ...] = struct.field(pytree_node=False)
@@ -126,6 +133,10 @@ def workload(graph: Graph, params: Mapping[str, Any], batch: int = 1) -> Workloa
         in_elements=_array([sum(prod(shapes[n]) for n in g.inputs) for g in groups]),
         out_elements=_array([prod(shapes[g.output]) for g in groups]),
         weight_elements=_array(weight_elements),
+        live_elements=_array(_live(groups, shapes, graph)),
+        layout_elements=_array([_channels_first(g, graph, tensors, alias) for g in groups]),
+        serial=_array([_serial(g, tensors) for g in groups]),
+        starts=_array([index == 0 for index in range(len(groups))]),
         bias_elements=_array([c - w for c, w in zip(constants, weight_elements, strict=True)]),
         edge_elements=_array(sizes),
         name=graph.name,
@@ -171,6 +182,43 @@ def _weight(group: Group, tensors: Tensors) -> str:
         return ""
     fixed = [n for n in group.nodes[0].inputs if n and n in tensors.constant]
     return max(fixed, key=lambda n: prod(tensors.shapes[n]), default="")
+
+
+def _serial(group: Group, tensors: Tensors) -> bool:
+    _, height, width, _ = tensors.image(group.output)
+    gathers = group.work.kind in PRODUCT_KINDS or "reduce" in group.work.passes
+    return height * width == 1 and gathers
+
+
+def _live(
+    groups: tuple[Group, ...], shapes: Mapping[str, tuple[int, ...]], graph: Graph
+) -> list[int]:
+    """Elements of the tensors that exist while each group runs, its own included."""
+    made = {group.output: index for index, group in enumerate(groups)}
+    last = dict(made)
+    for index, group in enumerate(groups):
+        for name in group.inputs:
+            last[name] = index
+    last.update({name: len(groups) for name in graph.outputs if name in last})
+    change = [0] * (len(groups) + 2)
+    for name, end in last.items():
+        change[made.get(name, 0)] += prod(shapes[name])
+        change[end + 1] -= prod(shapes[name])
+    alive = np.cumsum(change)
+    return [int(alive[index]) for index in range(len(groups))]
+
+
+def _channels_first(group: Group, graph: Graph, tensors: Tensors, alias: Mapping[str, str]) -> int:
+    """Elements of graph inputs that the group reads, and outputs that it makes, in NCHW."""
+    outputs = {_root(alias, name) for name in graph.outputs}
+    names = [n for n in group.inputs if n in graph.inputs]
+    names += [group.output] * (group.output in outputs)
+    images = {n: (tensors.image(n), len(tensors.shapes[n]), tensors.axes.get(n)) for n in names}
+    return sum(
+        image.elements
+        for image, rank, axis in images.values()
+        if rank == 4 and axis == 1 and image.channels > 1 and image.height * image.width > 1
+    )
 
 
 def _constant_elements(group: Group, tensors: Tensors) -> list[int]:
