@@ -1,6 +1,7 @@
 """Bit-exact emulation: `lower(graph, params, encodings) -> run`, a jitted function on codes."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from jqnt.encodings import Encodings
 from jqnt.errors import ConfigError, UnsupportedError, nearest
 from jqnt.formats import Integer, storage_dtype
 from jqnt.graph.ir import Graph, Node
-from jqnt.graph.layout import Laid, last_quantizer, to_onnx
+from jqnt.graph.layout import Laid, last_quantizer, to_last, to_onnx
 from jqnt.graph.lower import call, checked_input, shape_inputs
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, per_tensor
@@ -22,7 +23,7 @@ from jqnt.integer.kernels import KERNELS
 from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, Step, partition
 from jqnt.integer.requantize import quantize_float
-from jqnt.integer.rule import Out, container, store, true_codes
+from jqnt.integer.rule import Out, container, settled, store, true_codes
 from jqnt.quantizers import Cast
 
 __all__ = ["lower"]
@@ -149,15 +150,22 @@ def _execute(
     site, graph = program.site, program.site.operands.graph
     *steps, floats, scales = tables
     env: dict[str, Laid] = {}
+    traced = next(iter(scales.values()))["out"].zero_point if scales else 0
     for name, value in inputs.items():
-        env[name] = _enter(program, name, Laid(value), scales)
+        laid = Laid(value)
+        if name in site.grids:
+            laid = _enter(program, name, to_last(laid), scales)
+            laid = _kept(program, name, laid, traced)
+        env[name] = laid
     for step, table in zip(program.steps, steps, strict=True):
         match step:
             case Group():
                 values = [env.get(n) if n else None for n in step.head.inputs]
-                env[step.output] = KERNELS[step.head.op].run(step, site, table, values)
+                codes = KERNELS[step.head.op].run(step, site, table, values)
+                env[step.output] = _kept(program, step.output, codes, traced)
             case Move():
-                _move(step, site, table, env)
+                for name, codes in _move(step, site, table, env):
+                    env[name] = _kept(program, name, codes, traced)
             case _:
                 values = [_real(program, n, env, floats, scales) for n in step.inputs]
                 for name, value in zip(step.outputs, call(step, values), strict=False):
@@ -183,6 +191,16 @@ def _execute(
             assert value is not None
             results[name] = to_onnx(value).array
     return results
+
+
+def _kept(program: Program, name: str, codes: Laid, traced: Any) -> Laid:
+    """The codes in memory, unless their one reader looks at each of them once anyway."""
+    readers = program.site.operands.graph.readers.get(name, ())
+    if len(readers) == 1 and readers[0].op in ("Gemm", "MatMul", "Conv"):
+        weight = program.site.operands.coded(readers[0].inputs[1])
+        if weight is not None and math.prod(weight.codes.shape[2:]) == 1:
+            return codes
+    return codes._replace(array=settled(codes.array, traced))
 
 
 def _enter(program: Program, name: str, value: Laid, scales: Any) -> Laid:
@@ -231,7 +249,9 @@ def _move_table(step: Move, site: Site) -> dict[str, Any]:
     return table
 
 
-def _move(step: Move, site: Site, table: Any, env: dict[str, Laid]) -> None:
+def _move(
+    step: Move, site: Site, table: Any, env: Mapping[str, Laid]
+) -> Iterator[tuple[str, Laid]]:
     node = step.node
     values: list[Laid | None] = [
         (env[n] if n in env else Laid(site.operands.value(n))) if n else None for n in node.inputs
@@ -244,12 +264,9 @@ def _move(step: Move, site: Site, table: Any, env: dict[str, Laid]) -> None:
         if name:
             y = site.grids[name]
             rule, out = table[name]["rule"], table[name]["out"]
-            moved = (
-                value
-                if rule is None
-                else value._replace(array=rescaled(value.array, x, y, rule, site, out))
-            )
-            env[name] = moved
+            if rule is not None:
+                value = value._replace(array=rescaled(value.array, x, y, rule, site, out))
+            yield name, value
 
 
 def _pad_with(node: Node, values: list[Laid | None], zero: Any):

@@ -54,6 +54,7 @@ class Operands:
     params: Mapping[str, Any]
     encodings: Encodings
     _values: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _codes: dict[str, Coded | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def static(self) -> frozenset[str]:
@@ -63,6 +64,11 @@ class Operands:
     def coded(self, name: str) -> Coded | None:
         """The codes of a static tensor that has an integer encoding, moved as the graph moves
         it; None where it has none."""
+        if name not in self._codes:
+            self._codes[name] = self._coded(name)
+        return self._codes[name]
+
+    def _coded(self, name: str) -> Coded | None:
         encoding = self.encodings.tensors.get(name)
         if encoding is not None and isinstance(encoding.format, Integer):
             return self._encode(name, encoding)

@@ -14,7 +14,7 @@ from jqnt.errors import UnsupportedError
 from jqnt.formats import Integer
 from jqnt.types import Leaf
 
-__all__ = ["Container", "Out", "Rule", "along_last", "container", "store", "true_codes"]
+__all__ = ["Container", "Out", "Rule", "along_last", "container", "settled", "store", "true_codes"]
 
 
 class Rule(NamedTuple):
@@ -69,6 +69,20 @@ def store(codes: Int[Array, "..."], encoding: Encoding) -> Int[Array, "..."]:
     assert isinstance(encoding.format, Integer)
     box = container(encoding.format)
     return (codes - box.shift).astype(box.dtype)
+
+
+def settled(x: Int[Array, "..."], traced: Any) -> Int[Array, "..."]:
+    """x, computed once and kept in memory on the CPU.
+
+    XLA fuses what made x into each of its readers, each tap of a window among them, and what
+    made that too: a chain of residual blocks takes ten times as long. Barriers do not stop it,
+    a branch does. `traced` is an integer that the compiler does not know.
+    """
+
+    def branch(x: Int[Array, "..."]) -> Int[Array, "..."]:
+        return jax.lax.cond(traced > -(2**20), lambda: x, lambda: jnp.zeros_like(x))
+
+    return jax.lax.platform_dependent(x, cpu=branch, default=lambda x: x)
 
 
 def along_last(table: Any, ndim: int) -> Any:
