@@ -1,5 +1,7 @@
 """Searches for the range to quantize: what is clipped against how finely the rest is divided."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -8,7 +10,7 @@ from jqnt.affine import scale_of_range
 from jqnt.formats import Integer
 from jqnt.quantizers import Affine
 
-__all__ = ["grid_of_range", "least_divergent_range", "least_error_range"]
+__all__ = ["grid_of_range", "least_divergent_range", "least_error_grid"]
 
 
 def grid_of_range(
@@ -20,7 +22,7 @@ def grid_of_range(
     return Affine(scale, zero, bits, fmt.signed, fmt.strict)
 
 
-def least_error_range(
+def least_error_grid(
     values: Float[Array, "*groups n"],
     mass: Float[Array, "*groups n"],
     fmt: Integer,
@@ -28,49 +30,60 @@ def least_error_range(
     power: float = 2.0,
     clip_weight: float = 1.0,
     width: Float[Array, ""] | float = 0.0,
-) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
-    """The (low, high) per group that minimizes sum_i mass_i * c_i * |values_i - q(values_i)|^power.
+) -> Affine:
+    """The grid per group that minimizes sum_i mass_i * c_i * |values_i - q(values_i)|^power.
 
-    c_i is `clip_weight` outside [low, high] and 1 inside. Both ends shrink together from the
-    range of the values that have mass, then, for an asymmetric grid, each alone: 64 factors
-    2^(-k/8), then 17 finer ones around the best. `width` is that of histogram bins: on a grid
-    that is finer than two of them the error inside is that of evenly spread values,
-    (scale / 2)^power / (power + 1).
+    c_i is `clip_weight` where a value lies more than half a step beyond the grid, else 1. With
+    s the scale that covers all values of some mass, the scales tried are s * 2^k for k from 1/2
+    to -8, half an octave apart, together with 17 evenly spaced zero points if the grid is
+    asymmetric; then, four times, closer ones around the best, down to neighbouring zero points.
+
+    `width` is that of histogram bins: on a grid finer than two of them the error inside is that
+    of evenly spread values, (scale / 2)^power / (power + 1).
     """
     seen = mass > 0
-    low = jnp.minimum(jnp.min(jnp.where(seen, values, 0), axis=-1), 0)
-    high = jnp.maximum(jnp.max(jnp.where(seen, values, 0), axis=-1), 0)
+    low = jnp.min(jnp.where(seen, values, 0), axis=-1)
+    high = jnp.max(jnp.where(seen, values, 0), axis=-1)
+    whole = grid_of_range(low, high, fmt, symmetric)
+    qmin, qmax = fmt.limits
 
-    def error(low, high):
-        grid = grid_of_range(low[..., None], high[..., None], fmt, symmetric)
-        distance = jnp.abs(values - grid(values)) ** power
-        spread = (grid.scale / 2) ** power / (power + 1)
-        inside = (values >= low[..., None]) & (values <= high[..., None])
-        fine = jnp.where(grid.scale < 2 * width, spread, distance)
-        return jnp.sum(mass * jnp.where(inside, fine, clip_weight * distance), axis=-1)
+    def error(candidate):
+        octave, zero = candidate
+        scale = (whole.scale * 2**octave)[..., None]
+        grid = whole.replace(scale=scale, zero_point=zero[..., None])
+        distance = jnp.abs(values - grid(values))
+        spread = (scale / 2) ** power / (power + 1)
+        inner = jnp.where(scale < 2 * width, spread, distance**power)
+        clipped = distance > 0.5001 * scale
+        return jnp.sum(mass * jnp.where(clipped, clip_weight * distance**power, inner), axis=-1)
 
-    def shrink(low, high, move_low, move_high):
-        def at(factor):
-            moved_low = low * factor if move_low else low
-            moved_high = high * factor if move_high else high
-            return moved_low, moved_high, error(moved_low, moved_high)
+    def best(octaves, zeros):
+        """Of candidates along the first axis, the one that errs least."""
+        chosen = jnp.argmin(lax.map(error, (octaves, zeros)), axis=0)[None]
+        return tuple(jnp.take_along_axis(x, chosen, 0)[0] for x in (octaves, zeros))
 
-        best_low, best_high = low, high
-        centre = jnp.ones_like(low)
-        for steps in (jnp.arange(64) / 8, jnp.linspace(-1, 1, 17) / 8):
-            factors = centre[None] * 2 ** -steps.reshape((-1,) + (1,) * low.ndim)
-            lows, highs, errors = lax.map(at, jnp.minimum(factors, 1))
-            best = jnp.argmin(errors, axis=0, keepdims=True)
-            best_low = jnp.take_along_axis(lows, best, 0)[0]
-            best_high = jnp.take_along_axis(highs, best, 0)[0]
-            centre = jnp.take_along_axis(jnp.minimum(factors, 1), best, 0)[0]
-        return best_low, best_high
+    def moved(x, steps):
+        """`x` plus each of `steps`, along a new first axis."""
+        return x[None] + steps.reshape(-1, *(1,) * low.ndim)
 
-    low, high = shrink(low, high, True, True)
-    if not symmetric:
-        low, high = shrink(low, high, False, True)
-        low, high = shrink(low, high, True, False)
-    return low, high
+    def refine(at, reach):
+        if symmetric:
+            octaves, zeros = jnp.linspace(-1, 1, 33) * reach[0], jnp.zeros(33)
+        else:
+            octaves, zeros = _pairs(jnp.linspace(-1, 1, 17) * reach[0], jnp.linspace(-1, 1, 9))
+            zeros = jnp.round(zeros * reach[1])
+        return best(moved(at[0], octaves), jnp.clip(moved(at[1], zeros), qmin, qmax)), None
+
+    octaves, gap = jnp.arange(-16, 2) / 2, (qmax - qmin) / 16
+    zeros = jnp.broadcast_to(whole.zero_point, low.shape)
+    if symmetric:
+        start = best(moved(jnp.zeros_like(low), octaves), moved(zeros, 0 * octaves))
+    else:
+        octaves, codes = _pairs(octaves, jnp.round(jnp.linspace(qmin, qmax, 17)))
+        start = best(moved(jnp.zeros_like(low), octaves), moved(0 * zeros, codes))
+    reaches = jnp.asarray([[0.5, gap], [0.25, gap / 4], [1 / 16, gap / 16], [1 / 64, gap / 64]])
+    (octave, zero), _ = lax.scan(refine, start, jnp.maximum(reaches, jnp.asarray([0, 4.0])[None]))
+    return whole.replace(scale=whole.scale * 2**octave, zero_point=zero)
 
 
 def least_divergent_range(
@@ -84,8 +97,11 @@ def least_divergent_range(
     (8-bit inference with TensorRT), for any grid.
     """
     seen = mass > 0
-    low = jnp.minimum(jnp.min(jnp.where(seen, values, 0)), 0)
-    high = jnp.maximum(jnp.max(jnp.where(seen, values, 0)), 0)
+    low = jnp.min(jnp.where(seen, values, 0))
+    high = jnp.max(jnp.where(seen, values, 0))
+    if symmetric:
+        high = jnp.maximum(-low, high)
+        low = -high
     # 16 bits have more codes than the histogram bins; more would only cost memory.
     codes = 2 ** min(fmt.bits, 16)
 
@@ -112,3 +128,9 @@ def least_divergent_range(
     factors = 2 ** (-jnp.arange(64) / 8)
     best = factors[jnp.argmin(lax.map(divergence, factors))]
     return low * best, high * best
+
+
+def _pairs(a: Float[Array, " m"], b: Float[Array, " n"]) -> tuple[Any, Any]:
+    """Every element of a with every one of b, as two vectors."""
+    first, second = jnp.meshgrid(a, b)
+    return first.reshape(-1), second.reshape(-1)

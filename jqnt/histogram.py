@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from jqnt.types import Leaf
 
-__all__ = ["BINS", "Histogram", "add", "empty", "merge", "points"]
+__all__ = ["BINS", "Histogram", "add", "centres", "empty", "merge", "points"]
 
 BINS = 8192
 """Half of them for each sign; data of one sign uses 2048 to 4096 of them."""
@@ -75,13 +75,17 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     )
 
 
-def points(histogram: Histogram) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """(value, mass), values ascending but for the last: the bins' centres, and zero itself."""
+def centres(histogram: Histogram) -> Float[Array, " n"]:
+    """The value that stands for each bin, ascending: its middle, inside what was seen."""
     width = jnp.ldexp(jnp.float32(1), histogram.exponent)
-    centres = (jnp.arange(BINS) - BINS // 2 + 0.5) * width
-    centres = jnp.clip(centres, histogram.low, histogram.high)
+    middles = (jnp.arange(BINS) - BINS // 2 + 0.5) * width
+    return jnp.clip(middles, histogram.low, histogram.high)
+
+
+def points(histogram: Histogram) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """(value, mass) of every bin without its zeros, and of zero itself, which comes last."""
     counts = histogram.counts.at[BINS // 2].add(-histogram.zeros)
-    return jnp.append(centres, 0.0), jnp.append(counts, histogram.zeros)
+    return jnp.append(centres(histogram), 0.0), jnp.append(counts, histogram.zeros)
 
 
 def _widened(histogram: Histogram, exponent: Array) -> Float[Array, " bins"]:

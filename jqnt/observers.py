@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jqnt import histogram
-from jqnt.clipping import grid_of_range, least_divergent_range, least_error_range
+from jqnt.clipping import grid_of_range, least_divergent_range, least_error_grid
 from jqnt.errors import ConfigError
 from jqnt.formats import PER_TENSOR, Format, Granularity, Integer, Minifloat
 from jqnt.quantizers import Affine, Cast
@@ -162,17 +162,16 @@ def percentile(p: float = 99.99) -> Observer:
     if not 50 < p <= 100:
         raise ConfigError(f"a percentile lies above 50 and up to 100, not at {p}")
 
-    def range_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
-        values, mass = histogram.points(state)
-        order = jnp.argsort(values)
-        values, mass = values[order], mass[order]
-        share = jnp.cumsum(mass) / jnp.maximum(jnp.sum(mass), 1e-30)
+    def grid_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> Affine:
+        values, total = histogram.centres(state), jnp.sum(state.counts)
+        share = jnp.cumsum(state.counts) / jnp.maximum(total, 1e-30)
         # The first value at or below which a share of 1 - p/100 lies, and the first at p/100.
         low = values[jnp.searchsorted(share, (1 - p / 100) + 1e-7)]
         high = values[jnp.minimum(jnp.searchsorted(share, p / 100 - 1e-7), len(values) - 1)]
-        return jnp.maximum(low, state.low), jnp.minimum(high, state.high)
+        low, high = jnp.maximum(low, state.low), jnp.minimum(high, state.high)
+        return grid_of_range(low, high, fmt, symmetric)
 
-    return _histogram_observer(range_of if p < 100 else _seen)
+    return _histogram_observer(grid_of)
 
 
 def lp_norm(power: float = 2.4, clip_weight: float = 1.0) -> Observer:
@@ -180,12 +179,12 @@ def lp_norm(power: float = 2.4, clip_weight: float = 1.0) -> Observer:
     if power <= 0 or clip_weight <= 0:
         raise ConfigError("the power and the weight of clipped values are positive")
 
-    def range_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
+    def grid_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> Affine:
         values, mass = histogram.points(state)
         width = jnp.ldexp(jnp.float32(1), state.exponent)
-        return least_error_range(values, mass, fmt, symmetric, power, clip_weight, width)
+        return least_error_grid(values, mass, fmt, symmetric, power, clip_weight, width)
 
-    return _histogram_observer(range_of)
+    return _histogram_observer(grid_of)
 
 
 def mse() -> Observer:
@@ -202,10 +201,11 @@ def sqnr(clip_weight: float = 3.0) -> Observer:
 def entropy() -> Observer:
     """The range whose quantized distribution is closest to that of the values."""
 
-    def range_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
-        return least_divergent_range(*histogram.points(state), fmt, symmetric)
+    def grid_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> Affine:
+        low, high = least_divergent_range(*histogram.points(state), fmt, symmetric)
+        return grid_of_range(low, high, fmt, symmetric)
 
-    return _histogram_observer(range_of)
+    return _histogram_observer(grid_of)
 
 
 def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
@@ -227,20 +227,19 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
     def finish(state: Held, fmt: Format, symmetric: bool) -> Affine | Cast:
         if isinstance(fmt, Minifloat):
             return Cast(fmt)
-        low, high = _searched(
-            state.groups, jnp.ones_like(state.groups), fmt, symmetric, power, clip_weight
-        )
-        return affine_of_range(low, high, fmt, symmetric, state.granularity)
+        mass = jnp.ones_like(state.groups)
+        grid = _least_error(state.groups, mass, fmt, symmetric, power, clip_weight)
+        return grid.replace(granularity=state.granularity)
 
     return Observer(init, update, merge, finish)
 
 
-_searched = jax.jit(least_error_range, static_argnums=(2, 3, 4, 5))
+_least_error = jax.jit(least_error_grid, static_argnums=(2, 3, 4, 5))
 
 
-def _histogram_observer(range_of: Callable[..., tuple[Any, Any]]) -> Observer:
-    """An observer on a histogram; `range_of(histogram, format, symmetric) -> (low, high)`."""
-    compiled = jax.jit(range_of, static_argnums=(1, 2))
+def _histogram_observer(grid_of: Callable[..., Affine]) -> Observer:
+    """An observer on a histogram; `grid_of(histogram, format, symmetric) -> Affine`."""
+    compiled = jax.jit(grid_of, static_argnums=(1, 2))
 
     def init(x: Any, granularity: Granularity = PER_TENSOR) -> histogram.Histogram:
         if granularity != PER_TENSOR:
@@ -253,13 +252,9 @@ def _histogram_observer(range_of: Callable[..., tuple[Any, Any]]) -> Observer:
     def finish(state: histogram.Histogram, fmt: Format, symmetric: bool) -> Affine | Cast:
         if isinstance(fmt, Minifloat):
             return Cast(fmt)
-        return affine_of_range(*compiled(state, fmt, symmetric), fmt, symmetric)
+        return compiled(state, fmt, symmetric)
 
     return Observer(init, histogram.add, histogram.merge, finish)
-
-
-def _seen(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> tuple[Any, Any]:
-    return state.low, state.high
 
 
 def _range_of(x: Float[Array, "..."], granularity: Granularity) -> tuple[Any, Any]:
