@@ -150,13 +150,14 @@ def _weight(group: Group, writer: _Writer, axis: int) -> list[str]:
 
 
 def _bias(group: Group, writer: _Writer, axis: int, alpha: float = 1.0) -> list[str]:
-    name = group.head.inputs[2] if len(group.head.inputs) > 2 else ""
+    data, kernel, *rest = group.head.inputs
+    name = rest[0] if rest else ""
     if not name:
         return []
     site = writer.site
-    weight = site.operands.coded(group.head.inputs[1])
+    weight = site.operands.coded(kernel)
     assert weight is not None
-    sx, _ = per_tensor(site.grids[group.head.inputs[0]], site.where(group))
+    sx, _ = per_tensor(site.grids[data], site.where(group))
     scale = np.float32(alpha) * sx * weight.per_channel(axis, site.where(group))
     limit = np.iinfo(np.int32)
     codes = np.clip(site.operands.bias_codes(name, scale), limit.min, limit.max)
