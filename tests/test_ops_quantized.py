@@ -275,3 +275,16 @@ def test_dynamic_quantization_agrees_with_onnxruntime():
     proto = model("DynamicQuantizeLinear", given, [*U8, ("s", 1), ("z", TensorProto.UINT8)], 11)
     for ours, theirs in zip(run_eagerly(proto, given), run_ort(proto, given), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("batch", [(0, 0), (1, 0), (0, 1)])
+@pytest.mark.parametrize("turned", [(0, 0), (1, 0), (1, 1)])
+def test_fused_products_agree_with_onnxruntime(batch, turned):
+    rng = np.random.default_rng(8)
+    a, b = (rng.normal(size=(3, 3, 3)).astype(np.float32) for _ in range(2))
+    attrs = {"alpha": 0.5, "transA": turned[0], "transB": turned[1]}
+    attrs |= {"transBatchA": batch[0], "transBatchB": batch[1]}
+    given = {"a": a, "b": b}
+    agree(
+        model("FusedMatMul", given, floats("y"), 13, domain=MICROSOFT, **attrs), given, 1e-4, 1e-5
+    )

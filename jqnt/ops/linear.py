@@ -129,3 +129,25 @@ def matmul(node, a, b):
     if min(np.ndim(a), np.ndim(b)) > 1:
         a, b = (m.reshape((1,) * (rank - m.ndim) + m.shape) for m in (a, b))
     return jnp.matmul(a, b)
+
+
+@lowering("FusedMatMul", domain="com.microsoft")
+def fused_matmul(node, a, b):
+    """alpha * A' B', with the last two axes, or the batch axes, of an operand in another order.
+
+    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+    """
+    a, b = (_turned(node, m, side) for m, side in ((a, "A"), (b, "B")))
+    y = matmul(node, a, b)
+    alpha = node.attrs.get("alpha", 1.0)
+    return y if alpha == 1 else y * np.asarray(alpha, y.dtype)
+
+
+def _turned(node, x, side):
+    """transBatch moves the first axis behind the others before the last; trans swaps the last."""
+    order = list(range(x.ndim))
+    if node.attrs.get(f"transBatch{side}", 0) and x.ndim > 2:
+        order = [*order[1:-1], 0, order[-1]]
+    if node.attrs.get(f"trans{side}", 0) and x.ndim > 1:
+        order[-2:] = order[:-3:-1]
+    return x.transpose(order)
