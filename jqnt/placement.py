@@ -296,8 +296,9 @@ def _activation_spec(draft: _Draft, sites: Sequence[_Site]) -> Spec | None:
         raise ConfigError(
             f"{why}: activation {sites[0].tensor!r} has no reader's axis; give a Granularity"
         )
-    own = (site.operator.limits for site in sites if site.operator.encoding == "own")
-    limits = rule.limits or next((found for found in own if found is not None), None)
+    # A fixed range is one for all that share the quantizer, or it is none.
+    fixed = {site.operator.limits for site in sites if site.operator.encoding == "own"}
+    limits = rule.limits or (fixed.pop() if len(fixed) == 1 else None)
     symmetric = default.symmetric if rule.symmetric is None else rule.symmetric
     return _spec(fmt, granularity, symmetric, sites[0].role, why, limits)
 

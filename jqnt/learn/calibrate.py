@@ -16,8 +16,8 @@ from jqnt.types import Apply, Params, Quantizer
 
 __all__ = ["Batches", "calibrate", "checked_batches"]
 
-Batches = Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
-"""Batches by input name, in order, once through; or a function that starts them."""
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+"""Mappings of input names to arrays, gone through once; or a function that starts them."""
 
 
 def calibrate(
