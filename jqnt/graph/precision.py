@@ -51,12 +51,13 @@ def is_wide(dtype: Any) -> bool:
 
 
 def fits_32_bits(value: Any) -> bool:
-    """Can a concrete integer array be narrowed without loss?"""
-    value = np.asarray(value)
-    if value.dtype.kind not in "iu" or not value.size:
+    """Can a concrete array be narrowed without loss, as far as its integers go?"""
+    # only 64-bit integers are looked at: others need not leave the device
+    kind = np.dtype(getattr(value, "dtype", np.int64))
+    if kind.kind not in "iu" or kind.itemsize < 8 or not np.size(value):
         return True
-    limits = np.iinfo(np.int32 if value.dtype.kind == "i" else np.uint32)
-    return bool(limits.min <= value.min() and value.max() <= limits.max)
+    limits = np.iinfo(np.int32 if kind.kind == "i" else np.uint32)
+    return bool(limits.min <= np.min(value) and np.max(value) <= limits.max)
 
 
 def needs_64_bits(graph: Graph, params: Mapping[str, Any]) -> bool:
