@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 import jqnt.ops  # noqa: F401  (its import fills the table of lowerings)
 from jqnt.errors import ConfigError, DataError, JqntError, ModelError, nearest
+from jqnt.graph.claims import check_memory, check_result
 from jqnt.graph.concrete import shape_inputs
 from jqnt.graph.ir import Graph, Node, captured
 from jqnt.graph.layout import RENAMED, Laid, align, last_quantizer, to_last, to_onnx
@@ -187,8 +188,10 @@ def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tup
     )
     try:
         with np.errstate(all="ignore"), ensure_compile_time_eval() if static else nullcontext():
+            check_memory(function, node, arrays)
             results = function(node, *arrays)
             results = tuple(results) if isinstance(results, tuple | list) else (results,)
+            check_result(node, results, arrays)
             return tuple(map(np.asarray, results)) if static else results
     except JqntError:
         raise

@@ -6,11 +6,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto
 
 from jqnt.encodings import Encodings
 from jqnt.errors import ModelError, UnsupportedError, nearest
+from jqnt.graph.claims import check_arity
 from jqnt.graph.fold import fold, split
 from jqnt.graph.ir import Graph, Node, TensorInfo
 from jqnt.graph.onnx_tensor import info_of, read_attribute, read_tensor
@@ -84,7 +85,20 @@ def _parse(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto
         raise ModelError(f"{source}: truncated, or not an ONNX model") from None
     if not proto.ir_version or not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{source}: not an ONNX model, or one without a graph and its outputs")
+    _check_text(proto, source)
     return proto, folder
+
+
+def _check_text(message: Message, source: str) -> None:
+    """protobuf hands over names that are no UTF-8 as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            for text in (value,) if isinstance(value, str | bytes) else value:
+                if isinstance(text, bytes):
+                    raise ModelError(f"{source}: the {field.name} {text[:40]!r} is no UTF-8 text")
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in (value,) if isinstance(value, Message) else value:
+                _check_text(inner, source)
 
 
 def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
@@ -237,7 +251,7 @@ def _read_node(
             raise ModelError(f"{where} must have one value and one output")
         reader.tensors[names[proto.output[0]]] = _constant(attrs, where)
         return None
-    return Node(
+    node = Node(
         op=proto.op_type,
         name=name,
         inputs=tuple(names[i] if i else "" for i in proto.input),
@@ -246,15 +260,17 @@ def _read_node(
         domain=domain,
         since=reader.opsets[domain],
     )
+    check_arity(node)
+    return node
 
 
 def _constant(attrs: Mapping[str, Any], where: str) -> np.ndarray:
     ((key, value),) = attrs.items()
-    if key in ("value", "sparse_value"):
+    if key in ("value", "sparse_value") and isinstance(value, np.ndarray):
         return value
-    if key in ("value_float", "value_floats"):
+    if key in ("value_float", "value_floats") and not isinstance(value, str | Graph):
         return np.asarray(value, np.float32)
-    if key in ("value_int", "value_ints"):
+    if key in ("value_int", "value_ints") and not isinstance(value, str | Graph):
         return np.asarray(value, np.int64)
     raise UnsupportedError(f"{where} holds {key!r}; only numbers are supported")
 

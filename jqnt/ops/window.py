@@ -13,6 +13,13 @@ from jqnt.graph.ir import Node
 __all__ = ["Window", "output_sizes", "per_axis", "slide", "taps", "window"]
 
 
+_MOST = 1024
+"""How many times more padding than data and window there may be."""
+
+_TAPS = 64
+"""Windows longer than this along an axis go to XLA as they are."""
+
+
 class Window(NamedTuple):
     """One entry per spatial axis; `pads` are (before, after)."""
 
@@ -61,6 +68,12 @@ def window(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Windo
         pads = list(zip(flat[:rank], flat[rank:], strict=True))
     else:
         raise ModelError(f"{node.op} node {node.name!r}: unknown auto_pad {auto!r}")
+    for size, span, (before, after) in zip(sizes, view.spans, pads, strict=True):
+        if max(abs(before), abs(after)) > _MOST * (size + span):
+            raise ModelError(
+                f"{node.op} node {node.name!r}: pads {before} and {after} around {size} are no "
+                f"padding"
+            )
     return view._replace(pads=tuple(pads))
 
 
@@ -108,6 +121,9 @@ def slide(
         )
         before = view.pads[i][0]
         after = (count - 1) * stride + view.spans[i] - size - before
+        if k > _TAPS:
+            x = _reduce(x, axis, (k, stride, dilation, before, after), combine, fill)
+            continue
         x = _pad(x, axis, before, after, fill)
         shifted = [
             lax.slice_in_dim(x, j * dilation, j * dilation + (count - 1) * stride + 1, stride, axis)
@@ -144,6 +160,24 @@ def per_axis(node: Node, key: str, rank: int, default: int) -> tuple[int, ...]:
             f"{node.op} node {node.name!r}: {key} {list(values)} must have {rank} entries"
         )
     return values
+
+
+def _reduce(
+    x: Any, axis: int, numbers: tuple[int, ...], combine: Callable[[Any, Any], Any], fill: Any
+) -> Any:
+    def along(value: Any, other: Any) -> tuple[Any, ...]:
+        return tuple(value if d == axis else other for d in range(x.ndim))
+
+    k, stride, dilation, before, after = numbers
+    return lax.reduce_window(
+        x,
+        jnp.asarray(fill, x.dtype),
+        lax.max if combine is jnp.maximum else lax.add,
+        along(k, 1),
+        along(stride, 1),
+        along((before, after), (0, 0)),
+        window_dilation=along(dilation, 1),
+    )
 
 
 def _pad(x: Any, axis: int, before: int, after: int, fill: Any) -> Any:
