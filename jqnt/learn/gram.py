@@ -41,6 +41,7 @@ class Moments:
     count: Leaf
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def zero_moments(groups: int, out: int, inner: int) -> Moments:
     """Before the first batch."""
     z = jnp.zeros

@@ -1,5 +1,6 @@
 """Layer-wise reconstruction: each weight rounded for what the quantized network really sees."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import walk
 from jqnt.learn.fit import Progress
 from jqnt.learn.gram import Moments, accumulate, best_bias, centred, quadratic, zero_moments
-from jqnt.learn.layer import matrix
+from jqnt.learn.layer import Layer, matrix
 from jqnt.learn.reads import Read, reads
 from jqnt.learn.rounding import Rounded
 from jqnt.learn.source import Stream
@@ -23,7 +24,7 @@ from jqnt.plan import Options, Plan, Theta, bind
 from jqnt.quantizers import Affine, SoftRound
 from jqnt.types import Params
 
-__all__ = ["LayerError", "Method", "Reconstruction", "learnable", "reconstruct"]
+__all__ = ["LayerError", "Method", "Reconstruction", "learnable", "reconstruct", "value_of"]
 
 Method = Callable[..., Rounded]
 """`method(layer, moments, w, quantizer, *, key) -> Rounded`: a better quantizer for the weight w,
@@ -87,7 +88,7 @@ def reconstruct(
         names = walk.frontier(graph, read.position, [r.data for r in found[i:]])
         if walk.fits(shapes, names, len(front.pairs), memory):
             front = walk.advance(graph, front, names, networks)
-        w = _value(graph, exact, read.weight)
+        w = value_of(graph, exact, read.weight)
         total = sums.pop(read.weight, None) or _zero(read, w)
         for pair in walk.look(graph, front, (read.data,), networks):
             total = accumulate(read.layer, total, w, pair.exact[read.data], pair.lossy[read.data])
@@ -101,7 +102,7 @@ def reconstruct(
         theta[read.weight], base = method(read.layer, aim, w, quantizer, key=layer_key)
         if base is not w:
             _set(lossy, changed, read.weight, base)
-        delta = matrix(read.layer, theta[read.weight](base) - w)
+        delta = _change(read.layer, theta[read.weight], base, w)
         if own is not None:
             shift = best_bias(total, delta).reshape(-1) / read.beta
             _set(lossy, changed, own, lossy[own] + shift)
@@ -109,7 +110,7 @@ def reconstruct(
             LayerError(
                 read.weight,
                 tuple(r.node.name for r in found if r.weight == read.weight),
-                _relative(total, matrix(read.layer, quantizer(w) - w)),
+                _relative(total, _change(read.layer, quantizer, w, w)),
                 _relative(aim, delta),
             )
         )
@@ -147,6 +148,13 @@ def learnable(graph: Graph, theta: Theta, plan: Plan) -> tuple[str, ...]:
     return tuple(names)
 
 
+def value_of(graph: Graph, params: Params, weight: str) -> Any:
+    """The float value of a weight: a parameter, or computed from parameters."""
+    if weight in params:
+        return params[weight]
+    return lower(graph, (), (weight,))(params, {}, {})[weight]
+
+
 def _affine(quantizer: Affine | SoftRound) -> Affine:
     return quantizer.affine if isinstance(quantizer, SoftRound) else quantizer
 
@@ -162,17 +170,21 @@ def _set(lossy: Params, changed: Params, name: str, value: Any) -> None:
     changed[name] = jax.device_get(value)
 
 
+@functools.partial(jax.jit, static_argnames=("layer",))
+def _change(layer: Layer, quantizer: Affine | SoftRound, base: Any, w: Any) -> Any:
+    """W~ - W as matrices, W~ being what the quantizer makes of `base`."""
+    return matrix(layer, quantizer(base) - w)
+
+
 def _relative(moments: Moments, delta: Any) -> float:
     """The error over the power of the float output."""
+    return float(_ratio(moments, delta))
+
+
+@jax.jit
+def _ratio(moments: Moments, delta: Any) -> Any:
     error, signal = jnp.sum(quadratic(moments, delta)), jnp.sum(moments.signal)
-    return float(error / jnp.maximum(signal, jnp.finfo(jnp.float32).tiny))
-
-
-def _value(graph: Graph, params: Params, weight: str) -> Any:
-    """The float value of a weight: a parameter, or computed from parameters."""
-    if weight in params:
-        return params[weight]
-    return lower(graph, (), (weight,))(params, {}, {})[weight]
+    return error / jnp.maximum(signal, jnp.finfo(jnp.float32).tiny)
 
 
 def _zero(read: Read, w: Any) -> Moments:

@@ -24,6 +24,7 @@ __all__ = [
     "refit",
     "rounded_up",
     "soft_logit",
+    "soft_of",
 ]
 
 SURE = 4.0
@@ -88,19 +89,32 @@ def _round(
     key: PRNGKeyArray,
 ) -> _Choice:
     """The choices for `base`, and the error that each output channel is left with."""
+    data, up, error, logit = _prepared(layer, moments, w, base, quantizer)
+    if steps:
+        batch = {**data, "steps": jnp.float32(steps), "strength": jnp.float32(strength)}
+        start = {"logit": logit}
+        found = fit(annealed, start, _adam(rate), Whole(batch), steps=steps, chunk=steps, key=key)
+        up, error = _better(data, up, error, found.theta["logit"])
+    return _Choice(up, error)
+
+
+@functools.partial(jax.jit, static_argnames=("layer",))
+def _prepared(
+    layer: Layer, moments: Moments, w: Array, base: Array, quantizer: Affine
+) -> tuple[dict[str, Any], Array, Array, Array]:
+    """The quadratic, what descends from rounding to nearest, its error, and the first logits."""
     low, high, fraction = choices(layer, w, base, quantizer)
     data = _scaled(moments, low, high)
     up = descend(data, fraction > 0.5)
-    error = _error(data, up)
-    if steps:
-        batch = {**data, "steps": jnp.float32(steps), "strength": jnp.float32(strength)}
-        start = {"logit": soft_logit(fraction)}
-        found = fit(annealed, start, _adam(rate), Whole(batch), steps=steps, chunk=steps, key=key)
-        relaxed = descend(data, found.theta["logit"] >= 0)
-        less = _error(data, relaxed)
-        up = jnp.where((less < error)[..., None], relaxed, up)
-        error = jnp.minimum(less, error)
-    return _Choice(up, error)
+    return data, up, _error(data, up), soft_logit(fraction)
+
+
+@jax.jit
+def _better(data: dict[str, Any], up: Array, error: Array, logit: Array) -> tuple[Array, Array]:
+    """Per output channel, what descends from the learned logits if that is better than `up`."""
+    relaxed = descend(data, logit >= 0)
+    less = _error(data, relaxed)
+    return jnp.where((less < error)[..., None], relaxed, up), jnp.minimum(less, error)
 
 
 def choices(
@@ -129,9 +143,14 @@ def refit(
     return w + tensor(layer, jnp.swapaxes(change, 1, 2))
 
 
+@functools.partial(jax.jit, static_argnames=("layer",))
 def rounded_up(layer: Layer, quantizer: Affine, up: Bool[Array, "g o k"]) -> SoftRound:
     """The quantizer that rounds up where `up` says, and down elsewhere."""
-    logit = tensor(layer, jnp.where(up, SURE, -SURE))
+    return soft_of(quantizer, tensor(layer, jnp.where(up, SURE, -SURE)))
+
+
+def soft_of(quantizer: Affine, logit: Float[Array, "..."]) -> SoftRound:
+    """The grid with a rounding of its own."""
     return SoftRound(
         quantizer.scale,
         quantizer.zero_point,
@@ -225,7 +244,6 @@ def _adam(rate: float) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-@jax.jit
 def _scaled(moments: Moments, low: Array, high: Array) -> dict[str, Any]:
     """The quadratic in units of mean(diag gram) and of the step of each output channel."""
     diagonal = jnp.mean(jnp.diagonal(moments.gram, axis1=1, axis2=2), -1)[:, None, None]
