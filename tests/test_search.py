@@ -16,6 +16,7 @@ from jqnt.learn import fit as fitting
 from jqnt.learn.certificate import dual_bound
 from jqnt.learn.search import search
 from jqnt.learn.space import choice_logits, space
+from jqnt.learn.sweep import sweep
 from jqnt.learn.trainable import field
 from jqnt.plan import Options, bind
 
@@ -98,10 +99,25 @@ def test_the_plan_found_is_ready_to_freeze_and_costs_what_was_promised(enumerate
 
 
 def test_relaxed_search_prefers_what_the_budget_allows(searches):
-    tight, loose = (found.probability for found in list(searches[0].values())[::2])
-    np.testing.assert_allclose(tight.sum(1), 1, rtol=1e-6)
-    # column 0 is w8a8: more of it where there is more time
-    assert loose[:, 0].sum() > tight[:, 0].sum() + 0.5
+    tight, loose = (found.logits for found in list(searches[0].values())[::2])
+    wide = [sum(jax.nn.softmax(v / 0.05)[0] for v in logits.values()) for logits in (tight, loose)]
+    # option 0 is w8a8: more of it where there is more time
+    assert wide[1] > wide[0] + 0.5
+
+
+def test_a_sweep_is_a_front(enumerated):
+    c, own, _, costs, losses = enumerated
+    low, high = (float(x[0]) for x in c.prices.range())
+    budgets = [[low + share * (high - low)] for share in (0.9, 0.7, 0.5, 0.3)]
+    runs = []
+    found = sweep(own, budgets, steps=16, progress=lambda *told: runs.append(told), key=KEY)
+    for (budget,), one in zip(budgets, found, strict=True):
+        assert one.cost["latency_s"] <= budget
+        assert one.loss <= 1.01 * losses[costs <= budget].min() + 1e-12
+    assert [f.loss for f in found] == sorted(f.loss for f in found)
+    assert sum(what == "sensitivities" and done == total for what, done, total in runs) == 1
+    with pytest.raises(BudgetError):
+        sweep(own, [*budgets, [low * 0.5]], key=KEY)
 
 
 def test_two_budgets_at_once():

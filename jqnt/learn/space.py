@@ -74,7 +74,20 @@ class Space:
 
         return loss
 
-    def value(self, budget: np.ndarray, unit: float, steps: int) -> dict[str, Any]:
+    @cached_property
+    def unit(self) -> float:
+        """What the loss is measured in: the divergence of the cheapest options less that of the
+        dearest."""
+        table = self.prices.table
+        first = np.where(np.isfinite(table).all(0), table[0], np.nan)
+        ends = np.stack(
+            [self.trial.branches(pick(first, 1)) for pick in (np.nanargmin, np.nanargmax)]
+        )
+        batch = self.batches[:1]
+        worst, best = self.trial.losses(self.params, self.theta, ends, ends[0], batch)
+        return max(float(worst - best), 1e-6)
+
+    def value(self, budget: np.ndarray, steps: int) -> dict[str, Any]:
         """What `loss` takes, before the first step; `budget` is less the constants."""
         table = self.prices.table
         legal = np.asarray(np.isfinite(table).all(0))
@@ -94,7 +107,7 @@ class Space:
                 "budget": np.asarray(budget, np.float32),
                 "table": finite.astype(np.float32),
                 "spread": np.where(spread > 0, spread, 1).astype(np.float32),
-                "unit": np.float32(unit),
+                "unit": np.float32(self.unit),
                 "steps": np.float32(steps),
             },
         )
