@@ -1,5 +1,6 @@
 """Searches for the range to quantize: what is clipped against how finely the rest is divided."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def least_error_grid(
     def error(candidate):
         octave, zero = candidate
         scale = (whole.scale * 2**octave)[..., None]
-        grid = whole.replace(scale=scale, zero_point=zero[..., None])
+        grid = replace(whole, scale=scale, zero_point=zero[..., None])
         distance = jnp.abs(values - grid(values))
         spread = (scale / 2) ** power / (power + 1)
         inner = jnp.where(scale < 2 * width, spread, distance**power)
@@ -83,7 +84,7 @@ def least_error_grid(
         start = best(moved(jnp.zeros_like(low), octaves), moved(0 * zeros, codes))
     reaches = jnp.asarray([[0.5, gap], [0.25, gap / 4], [1 / 16, gap / 16], [1 / 64, gap / 64]])
     (octave, zero), _ = lax.scan(refine, start, jnp.maximum(reaches, jnp.asarray([0, 4.0])[None]))
-    return whole.replace(scale=whole.scale * 2**octave, zero_point=zero)
+    return replace(whole, scale=whole.scale * 2**octave, zero_point=zero)
 
 
 def least_divergent_range(

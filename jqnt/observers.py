@@ -1,6 +1,7 @@
 """Observers: streaming statistics of a tensor, and the grid that they lead to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ def affine_of_range(
     """The quantizer of `fmt` that covers [low, high] and zero; a minifloat needs no range."""
     if isinstance(fmt, Minifloat):
         return Cast(fmt)
-    return grid_of_range(low, high, fmt, symmetric).replace(granularity=granularity)
+    return replace(grid_of_range(low, high, fmt, symmetric), granularity=granularity)
 
 
 def minmax() -> Observer:
@@ -100,7 +101,8 @@ def moving_average(decay: float = 0.9) -> Observer:
     def update(state: Range, x: Float[Array, "..."], weight: Any = 1.0) -> Range:
         low, high = _range_of(x, state.granularity)
         keep = jnp.where(state.mass > 0, decay, 0.0)
-        return state.replace(
+        return replace(
+            state,
             low=_mixed(keep, state.low, low),
             high=_mixed(keep, state.high, high),
             mass=state.mass + weight,
@@ -108,7 +110,8 @@ def moving_average(decay: float = 0.9) -> Observer:
 
     def merge(a: Range, b: Range) -> Range:
         share = a.mass / jnp.maximum(a.mass + b.mass, 1e-30)
-        return a.replace(
+        return replace(
+            a,
             low=_mixed(share, a.low, b.low),
             high=_mixed(share, a.high, b.high),
             mass=a.mass + b.mass,
@@ -137,7 +140,7 @@ def deviations(k: float = 3.0) -> Observer:
         low, high = groups.min(-1), groups.max(-1)
         mass = jnp.float32(groups.shape[-1] * weight)
         return merge(
-            state, Moments(mean, squares, state.range.replace(low=low, high=high, mass=mass))
+            state, Moments(mean, squares, replace(state.range, low=low, high=high, mass=mass))
         )
 
     def merge(a: Moments, b: Moments) -> Moments:
@@ -219,7 +222,7 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
         return Held(jnp.zeros(shape, jnp.float32), granularity)
 
     def update(state: Held, x: Float[Array, "..."], weight: Any = 1.0) -> Held:
-        return state.replace(groups=state.granularity.groups(x))
+        return replace(state, groups=state.granularity.groups(x))
 
     def merge(a: Held, b: Held) -> Held:
         return b
@@ -229,7 +232,7 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
             return Cast(fmt)
         mass = jnp.ones_like(state.groups)
         grid = _least_error(state.groups, mass, fmt, symmetric, power, clip_weight)
-        return grid.replace(granularity=state.granularity)
+        return replace(grid, granularity=state.granularity)
 
     return Observer(init, update, merge, finish)
 
@@ -274,8 +277,8 @@ def _add_range(state: Range, x: Float[Array, "..."], weight: Any = 1.0) -> Range
 
 
 def _union(a: Range, b: Range) -> Range:
-    return a.replace(
-        low=jnp.minimum(a.low, b.low), high=jnp.maximum(a.high, b.high), mass=a.mass + b.mass
+    return replace(
+        a, low=jnp.minimum(a.low, b.low), high=jnp.maximum(a.high, b.high), mass=a.mass + b.mass
     )
 
 
