@@ -129,7 +129,9 @@ def test_recover_stops_when_it_is_good_enough(jqnt, files, tmp_path):
     assert found["met"]
     assert found["key"] == 7
     written = json.loads((tmp_path / "o" / "report.json").read_text())
-    assert written == {key: value for key, value in found.items() if key not in ("files", "refused")}
+    assert written == {
+        key: value for key, value in found.items() if key not in ("files", "refused")
+    }
     assert {path.name for path in (tmp_path / "o").iterdir()} == RECOVERED
     metric = jqnt("emulate", tmp_path / "o", "--eval", data, "--json")["metric"]
     assert metric["integer"] == found["steps"][-1]["metric_integer"]
@@ -148,6 +150,23 @@ def test_the_demo_keeps_metric_and_budget(jqnt, tmp_path):
     assert chosen["latency_s"] <= 0.25e-3
     assert chosen["metric_integer"] >= found["steps"][0]["metric_float_sim"] - 0.5
     assert len({layer["weight_bits"] for layer in found["layers"] if layer["weight_bits"]}) > 1
+
+
+def test_export_writes_what_was_asked_for(jqnt, files, frozen, tmp_path):
+    args = ["export", frozen, "--out", tmp_path / "x", "--to"]
+    found = jqnt(*args, "qdq", "--to", "encodings", "--encodings-version", "0.6.1", "--json")
+    assert [Path(f).name for f in found["files"]] == ["encodings.json", "model.qdq.onnx"]
+    document = json.loads((tmp_path / "x" / "encodings.json").read_text())
+    assert document["version"] == "0.6.1"
+    assert {"conv.weight", "fc.weight"} <= set(document["param_encodings"])
+    jqnt(*args, "qop")
+    x = np.load(files / "data.npz")["image"]
+    qdq, qop = (
+        onnxruntime.InferenceSession(tmp_path / "x" / f"model.{kind}.onnx").run(None, {"image": x})
+        for kind in ("qdq", "qop")
+    )
+    np.testing.assert_allclose(qdq[0], qop[0], atol=0.05)
+    assert (qop[0].argmax(1) == np.load(files / "data.npz")["labels"]).mean() > 0.9
 
 
 def test_profile_of_a_float_model_takes_a_pair(jqnt, files):
@@ -237,6 +256,8 @@ WRONG = {
     ),
     "float model": (["emulate", "model.onnx", "--eval", "data.npz"], "is a float model; quantize"),
     "empty folder": (["emulate", "hollow", "--eval", "data.npz"], "hollow: no frozen model"),
+    "export format": (["export", "quantized", "--to", "qddq", "--out", "o"], "no export .*'qdq'"),
+    "encodings version": (quantize_args(**{"encodings-version": "3"}), "'3' is not one of"),
     "option": (["inspect", "model.onnx", "--wieghts", "int8"], "No such option: --wieghts"),
     "command": (["quantise", "model.onnx"], "No such command 'quantise'"),
     "argument": (["inspect"], "Missing argument 'model'"),

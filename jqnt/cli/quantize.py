@@ -13,6 +13,7 @@ from jqnt.cli.options import (
     AsJson,
     BatchSize,
     Calib,
+    EncodingsVersion,
     Key,
     MetricName,
     Model,
@@ -65,6 +66,7 @@ def quantize(
         bool, typer.Option("--adaround", help="learn how each weight is rounded")
     ] = False,
     steps: Annotated[int, typer.Option(help="optimization steps per layer of --adaround")] = 500,
+    encodings_version: EncodingsVersion = "1.0.0",
     batch_size: BatchSize = 64,
     key: Key = 0,
     out: Out = None,
@@ -107,5 +109,5 @@ def quantize(
             document["metric"] = figures(frozen, (graph, params), judge, chosen)
         if out is not None:
             show("writing", 0, 1)
-            document |= write_model(out, frozen)
+            document |= write_model(out, frozen, version=encodings_version)
     emit(document, judged_table(document), json)

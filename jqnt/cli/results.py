@@ -1,5 +1,6 @@
 """The files that a quantized model leaves in a folder."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,31 +9,44 @@ import onnx
 
 from jqnt.errors import UnsupportedError
 from jqnt.frozen import Frozen, replacing, save_frozen
+from jqnt.interop.aimet import to_aimet
 from jqnt.interop.onnx_qdq import to_qdq
 from jqnt.interop.onnx_qop import to_qoperator
 
 __all__ = ["FORMATS", "write_files", "write_model", "written"]
 
 
-def _qdq(model: Frozen, folder: Path) -> None:
+def _qdq(model: Frozen, folder: Path, version: str) -> None:
     proto = to_qdq(model.graph, model.params, model.encodings)
     onnx.save(proto, folder / "model.qdq.onnx")
 
 
-def _qoperator(model: Frozen, folder: Path) -> None:
+def _qoperator(model: Frozen, folder: Path, version: str) -> None:
     proto = to_qoperator(model.graph, model.params, model.encodings)
     onnx.save(proto, folder / "model.qop.onnx")
 
 
-FORMATS: Mapping[str, Callable[[Frozen, Path], None]] = {"qdq": _qdq, "qop": _qoperator}
-"""Name on the command line -> what writes the files of that format into a folder."""
+def _encodings(model: Frozen, folder: Path, version: str) -> None:
+    document = to_aimet(model.graph, model.params, model.encodings, version=version)
+    (folder / "encodings.json").write_text(json.dumps(document, indent=1))
 
 
-def write_files(out: Path, model: Frozen, formats: Sequence[str]) -> list[str]:
+FORMATS: Mapping[str, Callable[[Frozen, Path, str], None]] = {
+    "qdq": _qdq,
+    "encodings": _encodings,
+    "qop": _qoperator,
+}
+"""Name on the command line -> what writes that format into a folder; the last argument is the
+version of encodings.json."""
+
+
+def write_files(
+    out: Path, model: Frozen, formats: Sequence[str], *, version: str = "1.0.0"
+) -> list[str]:
     """Writes the files of `formats` into the folder; all of them, or none. Gives the paths."""
     with replacing(out) as beside:
         for name in formats:
-            FORMATS[name](model, beside)
+            FORMATS[name](model, beside, version)
         names = sorted(entry.name for entry in beside.iterdir())
     return [str(out / name) for name in names]
 
@@ -48,9 +62,9 @@ def write_model(
     refused: dict[str, str] = {}
     with replacing(out) as beside:
         save_frozen(beside, model)
-        for name in ("qdq",):
+        for name in ("qdq", "encodings"):
             try:
-                FORMATS[name](model, beside)
+                FORMATS[name](model, beside, version)
             except UnsupportedError as error:
                 refused[name] = str(error)
         for name, text in (texts or {}).items():

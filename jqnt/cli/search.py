@@ -14,6 +14,7 @@ from jqnt.cli.options import (
     BatchSize,
     Calib,
     Device,
+    EncodingsVersion,
     Key,
     MetricName,
     Model,
@@ -63,6 +64,7 @@ def search(
         bool, typer.Option("--equalize", help="make channel ranges of neighbours equal first")
     ] = False,
     steps: Annotated[int, typer.Option(help="optimization steps; 0 for tables only")] = 200,
+    encodings_version: EncodingsVersion = "1.0.0",
     batch_size: BatchSize = 64,
     key: Key = 0,
     out: Out = None,
@@ -117,7 +119,7 @@ def search(
             document["metric"] = figures(frozen, (graph, params), judge, chosen_metric)
         if out is not None:
             show("writing", 0, 1)
-            document |= write_model(out, frozen)
+            document |= write_model(out, frozen, version=encodings_version)
     title = (
         f"{graph.name} on {chosen_device.name}: {1e3 * total:.4g} ms of at most "
         f"{max_latency_ms:.4g} ms"
