@@ -16,7 +16,7 @@ from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, clamp, per_tensor
 from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, partition
-from jqnt.interop.to_onnx import initializer, model_of, node_proto
+from jqnt.interop.to_onnx import initializer, model_of, node_proto, to_onnx
 
 __all__ = ["to_qoperator"]
 
@@ -57,6 +57,8 @@ def to_qoperator(graph: Graph, params: Mapping[str, Any], encodings: Encodings) 
         )
     tensors = list(writer.tensors.values())
     model = model_of(graph, writer.nodes, tensors, {**graph.opsets, _MS: 1})
+    del model.graph.output[:]
+    model.graph.output.extend(to_onnx(graph, params).graph.output)
     onnx.checker.check_model(model)
     return model
 
@@ -279,7 +281,7 @@ def _move(node: Node, writer: _Writer) -> None:
 
 
 def _same(a: Encoding, b: Encoding) -> bool:
-    return a.format == b.format and a.scale == b.scale and a.zero_point == b.zero_point
+    return bool(a.format == b.format and a.scale == b.scale and a.zero_point == b.zero_point)
 
 
 def _float(node: Node, writer: _Writer) -> None:

@@ -25,6 +25,10 @@ def to_onnx(graph: Graph, params: Mapping[str, Any]) -> onnx.ModelProto:
     tensors = [initializer(name, _param(params, name)) for name in graph.params]
     tensors += [initializer(name, value) for name, value in graph.constants.items()]
     model = model_of(graph, [node_proto(node) for node in graph.nodes], tensors, graph.opsets)
+    if not all(output.type.tensor_type.HasField("shape") for output in model.graph.output):
+        inferred = onnx.shape_inference.infer_shapes(model)
+        del model.graph.output[:]
+        model.graph.output.extend(inferred.graph.output)
     onnx.checker.check_model(model)
     return model
 

@@ -1,0 +1,198 @@
+"""Every kernel against onnxruntime's own, on random shapes, scales and zero points."""
+
+import numpy as np
+import pytest
+
+from jqnt.encodings import Encoding, Encodings
+from jqnt.formats import Integer
+from tests.built import node
+from tests.quantized_case import case, encoded, mismatches
+
+U8, S8 = Integer(8), Integer(8, signed=True)
+
+
+def _normal(seed, *shape, scale=1.0):
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
+def _check(nodes, inputs, params, tensors, **grids):
+    output = nodes[-1].output[0]
+    graph, params = case(nodes, inputs, [output], params)
+    encodings = encoded(graph, params, inputs, tensors, **grids)
+    assert mismatches(graph, params, encodings, inputs) == 0
+
+
+CONVS = {
+    "3x3": ((5, 3, 9, 11), (7, 3, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "1x1": ((2, 40, 6, 6), (24, 40, 1, 1), {}),
+    "1x1 strided": ((2, 40, 6, 6), (24, 40, 1, 1), {"strides": [2, 2]}),
+    "3x3 wide": ((2, 40, 7, 7), (16, 40, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "strided": ((3, 16, 9, 9), (48, 16, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    "strided rgb": ((3, 3, 9, 10), (8, 3, 3, 3), {"pads": [0, 1, 1, 0], "strides": [2, 2]}),
+    "dilated": ((2, 8, 12, 12), (8, 8, 3, 3), {"dilations": [2, 2], "pads": [2, 2, 2, 2]}),
+    "even kernel": ((2, 4, 8, 8), (6, 4, 2, 4), {"auto_pad": "SAME_UPPER"}),
+    "depthwise": ((2, 20, 8, 8), (20, 1, 3, 3), {"group": 20, "pads": [1, 1, 1, 1]}),
+    "depthwise strided": ((2, 20, 9, 9), (20, 1, 5, 5), {"group": 20, "strides": [2, 2]}),
+    "multiplier 2": ((2, 6, 8, 8), (12, 1, 3, 3), {"group": 6, "pads": [1, 1, 1, 1]}),
+    "grouped": ((2, 12, 8, 8), (18, 4, 3, 3), {"group": 3, "pads": [1, 1, 1, 1]}),
+    "1-D": ((2, 5, 17), (6, 5, 3), {"pads": [1, 1]}),
+    "3-D": ((1, 4, 5, 6, 5), (6, 4, 3, 3, 3), {"pads": [1] * 6}),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_convolutions(name):
+    shape, weight, attrs = CONVS[name]
+    for seed, grids in enumerate(
+        [{}, {"activation": S8}, {"per_channel": False}, {"weight": Integer(4, signed=True)}]
+    ):
+        inputs = {"x": _normal(seed, *shape)}
+        params = {"w": _normal(seed + 9, *weight), "b": _normal(seed + 5, weight[0])}
+        nodes = [node("Conv", "x w b", "y", **attrs)]
+        _check(nodes, inputs, params, ["y"], seed=seed, **grids)
+
+
+CLAMPS = {
+    "relu": ([node("Relu", "c", "y")], {}),
+    "relu6": ([node("Clip", "c low high", "y")], {"low": np.float32(0), "high": np.float32(0.7)}),
+    "per channel": (
+        [node("Relu", "c", "r"), node("Min", "r top", "y")],
+        {"top": np.linspace(0.1, 2, 6).astype(np.float32).reshape(1, 6, 1, 1)},
+    ),
+    "max, min": (
+        [node("Max", "low c", "r"), node("Min", "r top", "y")],
+        {"top": _normal(1, 6, 1, 1) ** 2, "low": -(_normal(2, 6, 1, 1) ** 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+def test_fused_clamps(name):
+    nodes, bounds = CLAMPS[name]
+    nodes = [node("Conv", "x w", "c", pads=[1] * 4), *nodes]
+    for grid in (U8, S8):
+        params = {"w": _normal(3, 6, 4, 3, 3, scale=0.2), **bounds}
+        _check(nodes, {"x": _normal(4, 2, 4, 8, 8)}, params, ["y"], activation=grid)
+
+
+@pytest.mark.parametrize("grids", [{}, {"activation": S8}, {"per_channel": False}], ids=str)
+@pytest.mark.parametrize("attrs", [{}, {"transB": 1}, {"alpha": 0.7}], ids=str)
+def test_gemm(grids, attrs):
+    params = {"w": _normal(1, *((30, 50) if "transB" in attrs else (50, 30))), "b": _normal(2, 30)}
+    _check([node("Gemm", "x w b", "y", **attrs)], {"x": _normal(3, 40, 50)}, params, ["y"], **grids)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (3, 7, 50)])
+def test_matmul_with_a_weight(shape):
+    for grid in (U8, S8):
+        for channels in (True, False):
+            params = {"w": _normal(1, 50, 30)}
+            nodes = [node("MatMul", "x w", "y")]
+            inputs = {"x": _normal(2, *shape)}
+            _check(nodes, inputs, params, ["y"], activation=grid, per_channel=channels)
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul"])
+@pytest.mark.parametrize(
+    "shapes", [((4, 6, 8, 8), (4, 6, 8, 8)), ((4, 6, 8, 8), (4, 6, 1, 1)), ((64, 64), (64,))]
+)
+def test_sums_and_products_of_two(op, shapes):
+    for seed in range(4):
+        ratio = 10.0 ** np.random.default_rng(seed).uniform(-2, 2)
+        inputs = {"a": _normal(seed, *shapes[0]), "b": _normal(seed + 50, *shapes[1]) * ratio}
+        inputs["b"] = inputs["b"].astype(np.float32)
+        for grid in (U8, S8):
+            _check([node(op, "a b", "y")], inputs, {}, ["y"], activation=grid, seed=seed)
+
+
+def test_sum_with_a_constant_on_a_grid():
+    inputs = {"a": _normal(1, 4, 6, 8)}
+    nodes = [node("Add", "a c", "s"), node("Relu", "s", "y")]
+    graph, params = case(nodes, inputs, ["y"], {"c": _normal(2, 6, 8)})
+    encodings = encoded(graph, params, inputs, ["y"])
+    constant = Encoding(U8, np.float32(0.03), np.int64(120))
+    encodings = Encodings({**encodings.tensors, "c": constant})
+    assert mismatches(graph, params, encodings, inputs) == 0
+
+
+def test_sums_on_exact_ties():
+    """Scales of eighths put every second sum on a half; FMA order and zero point decide it."""
+    codes = np.arange(256)
+    a, b = (g.reshape(1, -1).astype(np.float32) for g in np.meshgrid(codes, codes))
+    nodes = [node("Add", "a b", "y")]
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        sa, sb, sy = (np.float32(rng.integers(1, 9) / 8 * 0.0371) for _ in range(3))
+        za, zb, zy = rng.integers(0, 256, 3)
+        inputs = {"a": (a - np.float32(za)) * sa, "b": (b - np.float32(zb)) * sb}
+        graph, params = case(nodes, inputs, ["y"], {})
+        grids = {"a": (sa, za), "b": (sb, zb), "y": (sy, zy)}
+        encodings = Encodings({k: Encoding(U8, s, np.int64(z)) for k, (s, z) in grids.items()})
+        assert mismatches(graph, params, encodings, inputs) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 7, 7), (2, 5, 13, 9), (1, 3, 1, 1)])
+def test_global_means(shape):
+    for grid in (U8, S8):
+        inputs = {"x": _normal(1, *shape)}
+        _check([node("GlobalAveragePool", "x", "y")], inputs, {}, ["y"], activation=grid)
+        for keep in (0, 1):
+            nodes = [node("ReduceMean", "x", "y", axes=[2, 3], keepdims=keep)]
+            _check(nodes, inputs, {}, ["y"], activation=grid)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"kernel_shape": [3, 3]},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+        {"kernel_shape": [2, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1},
+    ],
+    ids=str,
+)
+def test_average_pool(attrs):
+    for grid in (U8, S8):
+        nodes = [node("AveragePool", "x", "y", **attrs)]
+        _check(nodes, {"x": _normal(1, 3, 5, 9, 8)}, {}, ["y"], activation=grid)
+
+
+def test_concat():
+    inputs = {"a": _normal(1, 2, 3, 5, 5), "b": _normal(2, 2, 4, 5, 5), "c": _normal(3, 2, 1, 5, 5)}
+    for grid in (U8, S8):
+        _check([node("Concat", "a b c", "y", axis=1)], inputs, {}, ["y"], activation=grid)
+
+
+@pytest.mark.parametrize("op", ["LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "Relu"])
+def test_functions_of_one_code(op):
+    for grid in (U8, S8):
+        nodes = [node(op, "x", "y")]
+        _check(nodes, {"x": _normal(1, 3, 5, 9, 8, scale=2)}, {}, ["y"], activation=grid)
+
+
+MOVES = {
+    "slice": node("Slice", "x starts ends axes steps", "y"),
+    "pad": node("Pad", "x pads", "y"),
+    "transpose": node("Transpose", "x", "y", perm=[0, 2, 3, 1]),
+    "reshape": node("Reshape", "x shape", "y"),
+    "flatten": node("Flatten", "x", "y"),
+    "max pool": node("MaxPool", "x", "y", kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]),
+}
+INTEGERS = {
+    "starts": [0, 1],
+    "ends": [9, 7],
+    "axes": [2, 3],
+    "steps": [2, 2],
+    "pads": [0, 1, 0, 2, 0, 0, 1, 1],
+    "shape": [0, -1],
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("own", [True, False], ids=["own grid", "shared grid"])
+def test_moves(name, own):
+    inputs = {"x": _normal(1, 3, 5, 9, 8)}
+    used = {k: np.asarray(v, np.int64) for k, v in INTEGERS.items() if k in MOVES[name].input}
+    for grid in (U8, S8):
+        graph, params = case([MOVES[name]], inputs, ["y"], used)
+        encodings = encoded(graph, params, inputs, ["y"] if own else [], activation=grid)
+        assert mismatches(graph, params, encodings, inputs) == 0
