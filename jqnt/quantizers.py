@@ -12,7 +12,7 @@ from jqnt.affine import divide, fake_quant, grid_limits, rectified_sigmoid, roun
 from jqnt.formats import PER_TENSOR, Granularity, Minifloat
 from jqnt.types import Leaf
 
-__all__ = ["Affine", "Cast", "Mixture", "Select", "SoftRound"]
+__all__ = ["Affine", "Cast", "Dropped", "Mixture", "Select", "SoftRound"]
 
 
 @struct.dataclass
@@ -92,6 +92,23 @@ class Cast:
         exponent = jnp.maximum(exponent - 1, 1 - self.format.bias) - self.format.mantissa
         step = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent, -126))
         return round_ste(x / step) * step
+
+
+@struct.dataclass
+class Dropped:
+    """x -> `quantizer`(x), but each element stays as it is with a probability (QDrop).
+
+    Wei et al. 2022, eq. 9: the quantization of activations is dropped at random while rounding
+    is learned. `key` decides which elements.
+    """
+
+    quantizer: Any
+    probability: Leaf
+    key: Leaf
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        dropped = jax.random.uniform(self.key, x.shape) < self.probability
+        return jnp.where(dropped, x, self.quantizer(x))
 
 
 @struct.dataclass

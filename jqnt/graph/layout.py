@@ -13,7 +13,7 @@ import numpy as np
 
 from jqnt.formats import Granularity
 from jqnt.graph.ir import Node
-from jqnt.quantizers import Affine, Cast, Mixture, Select
+from jqnt.quantizers import Affine, Cast, Dropped, Mixture, Select
 
 __all__ = ["RENAMED", "Laid", "align", "last_quantizer", "to_last", "to_onnx"]
 
@@ -80,6 +80,9 @@ def last_quantizer(quantizer: Any, rank: int) -> Any | None:
     if isinstance(quantizer, Mixture | Select):
         branches = tuple(last_quantizer(branch, rank) for branch in quantizer.branches)
         return None if any(b is None for b in branches) else replace(quantizer, branches=branches)
+    if isinstance(quantizer, Dropped):
+        inner = last_quantizer(quantizer.quantizer, rank)
+        return None if inner is None else replace(quantizer, quantizer=inner)
     return None
 
 
