@@ -27,7 +27,7 @@ from jqnt.learn.search import search
 from jqnt.learn.space import space
 from jqnt.learn.staircase import Progress, Recovery, Step
 from jqnt.npu.layers import layer_costs
-from jqnt.observers import exact_mse, sqnr
+from jqnt.observers import MINMAX, Observer, exact_mse, sqnr
 from jqnt.placement import plan
 from jqnt.plan import Plan, Theta, bind
 from jqnt.quantizers import Cast, SoftRound
@@ -155,26 +155,31 @@ def _staircase(
     clock.start("FP16")
     yield _step(bench, clock, folded, *_half(folded, bench.target))
     clock.start("W8A8")
-    best = _calibrated(bench, folded)
-    w8a8 = _judged(bench, clock, best)
+    best = _calibrated(bench, folded, plan(folded.graph, target=bench.target))
+    frozen = _frozen(best)
+    w8a8 = _step(bench, clock, folded, *frozen)
     yield w8a8
     clock.start("+ equalization")
-    even = _calibrated(bench, _Network(*equalize(folded.graph, folded.params)))
-    nearer = _error(bench, even) < _error(bench, best)
-    yield _judged(bench, clock, even, _kept(nearer))
-    best = even if nearer else best
+    network = _Network(*equalize(folded.graph, folded.params))
+    even = _calibrated(bench, network, plan(network.graph, target=bench.target))
+    evened = _frozen(even)
+    nearer = _error(bench, network, evened) < _error(bench, folded, frozen)
+    yield _step(bench, clock, network, *evened, _kept(nearer))
+    if nearer:
+        best, frozen = even, evened
     clock.start("+ AdaRound")
-    rounded = _rounded(bench, clock, best, keys[0])
-    nearer = _error(bench, rounded) < _error(bench, best)
-    yield _judged(bench, clock, rounded, _kept(nearer))
+    rounded = _frozen(_rounded(bench, clock, best, keys[0]))
+    nearer = _error(bench, best.network, rounded) < _error(bench, best.network, frozen)
+    yield _step(bench, clock, best.network, *rounded, _kept(nearer))
     clock.start("mixed precision")
     slowest = float(npu.latency_range(npu.tables(best.network.workload, bench.device))[1])
     limits = (max_latency_s, w8a8.latency_s, slowest)
     budget = next(limit for limit in limits if limit is not None)
     mixed, detail = _mixed(bench, clock, best, budget, keys[1])
-    yield _judged(bench, clock, mixed, detail)
+    yield _step(bench, clock, mixed.network, *_frozen(mixed), detail)
     clock.start("+ QAT")
-    yield _judged(bench, clock, _trained(bench, clock, mixed, keys[2]))
+    trained = _trained(bench, clock, mixed, keys[2])
+    yield _step(bench, clock, trained.network, *_frozen(trained))
 
 
 class _Clock:
@@ -197,12 +202,13 @@ class _Clock:
         return lambda done, total, _=None: self.progress(f"{self.name}: {what}", done, total)
 
 
-def _calibrated(bench: _Bench, network: _Network, chosen: Plan | None = None) -> _Draft:
-    """Ranges from the calibration data: activations and weights by their signal to noise."""
-    chosen = chosen or plan(network.graph, target=bench.target)
+def _calibrated(
+    bench: _Bench, network: _Network, chosen: Plan, weight_observer: Observer = MINMAX
+) -> _Draft:
+    """Ranges from the calibration data: activations by their signal to noise."""
     theta = calibrate(
         network.apply, network.params, chosen, bench.calibration, observer=sqnr(),
-        weight_observer=exact_mse(),
+        weight_observer=weight_observer,
     )  # fmt: skip
     return _Draft(network, chosen, theta, network.params)
 
@@ -222,7 +228,8 @@ def _mixed(
     network, keys = draft.network, jax.random.split(key)
     menu = [pair for pair in menu_of(bench.device) if "float32" not in pair]
     choices = with_choices(draft.plan, network.graph, menu, target=bench.target)
-    ranges = _calibrated(bench, network, choices)
+    # Few levels need clipped weight ranges; eight bits do well with all of the range.
+    ranges = _calibrated(bench, network, choices, exact_mse())
     data = _some(bench.calibration, network.samples_for(_SEARCH_MACS, 32, 256))
     outputs = network.run(_inputs(network.graph, data[0]))
     problem = space(
@@ -241,7 +248,7 @@ def _mixed(
 def _trained(bench: _Bench, clock: _Clock, draft: _Draft, key: PRNGKeyArray) -> _Draft:
     """Weights and scales trained from where rounding ended, taught by the float network."""
     network = draft.network
-    params, _ = freeze(network.graph, draft.params, bind(draft.theta, draft.plan))
+    params, _ = _frozen(draft)
     theta = {
         name: group.affine if isinstance(group, SoftRound) else group
         for name, group in draft.theta.items()
@@ -263,21 +270,20 @@ def _half(network: _Network, target: str) -> tuple[Params, Encodings]:
     return freeze(network.graph, network.params, {name: Cast(FP16) for name in names})
 
 
-def _error(bench: _Bench, draft: _Draft) -> float:
+def _frozen(draft: _Draft) -> tuple[Params, Encodings]:
+    return freeze(draft.network.graph, draft.params, bind(draft.theta, draft.plan))
+
+
+def _error(bench: _Bench, network: _Network, frozen: tuple[Params, Encodings]) -> float:
     """Noise over signal at the outputs on the calibration data, the worst of them, in dB."""
-    qparams = bind(draft.theta, draft.plan)
+    params, qparams = frozen[0], thaw(frozen[1])
 
     def run(inputs: dict[str, Any]) -> Mapping[str, Any]:
-        return draft.network.apply(draft.params, qparams, inputs)
+        return network.apply(params, qparams, inputs)
 
-    outputs = draft.network.graph.outputs
-    quality = tensor_quality(draft.network.run, run, outputs, bench.calibration)
+    outputs = network.graph.outputs
+    quality = tensor_quality(network.run, run, outputs, bench.calibration)
     return max(-quality[name].sqnr_db for name in outputs)
-
-
-def _judged(bench: _Bench, clock: _Clock, draft: _Draft, detail: str = "") -> Step:
-    frozen = freeze(draft.network.graph, draft.params, bind(draft.theta, draft.plan))
-    return _step(bench, clock, draft.network, *frozen, detail)
 
 
 def _step(
