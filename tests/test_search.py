@@ -99,7 +99,7 @@ def test_the_plan_found_is_ready_to_freeze_and_costs_what_was_promised(enumerate
 
 
 def test_relaxed_search_prefers_what_the_budget_allows(searches):
-    tight, loose = (found.logits for found in list(searches[0].values())[::2])
+    tight, loose = (found.relaxed for found in list(searches[0].values())[::2])
     wide = [sum(jax.nn.softmax(v / 0.05)[0] for v in logits.values()) for logits in (tight, loose)]
     # option 0 is w8a8: more of it where there is more time
     assert wide[1] > wide[0] + 0.5
@@ -118,6 +118,22 @@ def test_a_sweep_is_a_front(enumerated):
     assert sum(what == "sensitivities" and done == total for what, done, total in runs) == 1
     with pytest.raises(BudgetError):
         sweep(own, [*budgets, [low * 0.5]], key=KEY)
+
+
+@pytest.mark.parametrize("relaxation", ["gumbel", "bits"])
+def test_other_relaxations_end_at_the_same_plans(enumerated, relaxation):
+    c, _, _, costs, losses = enumerated
+    own = space(
+        c.graph, c.params, c.plan, c.theta, c.prices, c.batches, batch_size=16,
+        relaxation=relaxation,
+    )  # fmt: skip
+    low, high = (float(x[0]) for x in c.prices.range())
+    budget = low + 0.4 * (high - low)
+    found = search(own, [budget], steps=20, key=KEY)
+    assert found.loss <= 1.01 * losses[costs <= budget].min()
+    start = own.value(np.array([budget]), 20)
+    moved = (start["bits"] or {n: start["theta"][n].logit for n in c.plan.choices}).items()
+    assert any((np.asarray(v) != found.relaxed[n]).any() for n, v in moved)
 
 
 def test_two_budgets_at_once():

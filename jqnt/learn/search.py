@@ -17,6 +17,7 @@ from jqnt.learn.fit import fit
 from jqnt.learn.ledger import Ledger, Report
 from jqnt.learn.milp import allocate_milp
 from jqnt.learn.polish import neighbours
+from jqnt.learn.relaxation import with_bits
 from jqnt.learn.source import Draw
 from jqnt.learn.space import Space, choice_logits, project
 from jqnt.learn.trainable import Trainable
@@ -35,9 +36,9 @@ class Found:
 
     `assignment` maps each choice to its option; `plan`, `theta` and `params` are what holds
     then, without choices. `loss` is the true divergence on the search data. `cost` has one entry
-    per kind of price, constants included. `logits` are the relaxed search's, by choice; `table`
-    [choices, options] are the additive losses that the certificate speaks of, exact for plans
-    that differ from the last base in one choice.
+    per kind of price, constants included. `relaxed` is where the relaxed search ended, the
+    logits of each choice or its bit widths; `table` [choices, options] are the additive losses
+    that the certificate speaks of, exact for plans that differ from the last base in one choice.
     """
 
     assignment: dict[str, int]
@@ -47,7 +48,7 @@ class Found:
     loss: float
     cost: dict[str, float]
     certificate: Certificate
-    logits: dict[str, np.ndarray]
+    relaxed: dict[str, np.ndarray]
     table: np.ndarray
 
 
@@ -66,7 +67,8 @@ def search(
 
     1. The choices' logits are trained by `fit` on divergence + augmented Lagrangian of the
        expected costs; the temperature of their softmax falls from 1 to 0.05. `trainable` may
-       add weights, scales or rounding logits of the same run; `start` gives logits to start at.
+       add weights, scales or rounding logits of the same run; `start` is the `relaxed` of an
+       earlier result to start at.
     2. The most probable assignment within the budgets is run, and what exact allocation makes of
        the sensitivities: the best few, and the neighbours of the best by two changes.
     3. Around the best of them, what every single change does is measured; exact allocation on
@@ -97,7 +99,9 @@ def _relaxed(
 ) -> dict[str, Any]:
     """The trained value of `space.loss`."""
     value = space.value(room, max(steps, 1))
-    if start is not None:
+    if start is not None and value["bits"]:
+        value["bits"] = {name: jnp.asarray(start[name]) for name in value["bits"]}
+    elif start is not None:
         value["theta"] = {
             name: group.replace(logit=jnp.asarray(start[name])) if name in start else group
             for name, group in value["theta"].items()
@@ -122,9 +126,7 @@ def _relaxed(
 def _finish(book: Ledger, room: np.ndarray, value: dict[str, Any], report: Report) -> Found:
     """Exact allocation on tables at the learned weights, and the best by the true loss."""
     space, table = book.space, book.space.prices.table
-    probability = _probability(space, value["theta"])
-    legal = np.isfinite(table).all(0)
-    unlikely = np.where(legal, -np.log(np.maximum(probability, 1e-30)), np.inf)
+    unlikely = np.where(space.legal, -np.log(_probability(space, value)), np.inf)
     first = _allocations(unlikely, table, room, 1)[0]
     book.run([first, *_candidates(book.sensitivities(report), table, room)], report)
     best, around = _best(book, room), np.empty(0)
@@ -143,7 +145,7 @@ def _finish(book: Ledger, room: np.ndarray, value: dict[str, Any], report: Repor
         loss=book.known[tuple(best.tolist())],
         cost=dict(zip(space.prices.kinds, space.prices.cost(best).tolist(), strict=True)),
         certificate=_certificate(book, room, around, best),
-        logits={name: np.asarray(value["theta"][name].logit) for name in space.plan.choices},
+        relaxed=_relaxed_state(space, value),
         table=around,
     )
 
@@ -183,11 +185,20 @@ def _candidates(loss: np.ndarray, cost: np.ndarray, room: np.ndarray) -> list[np
     return [*best, *neighbours(loss, cost, room, best[0], _NEAR)]
 
 
-def _probability(space: Space, theta: Theta) -> np.ndarray:
-    """softmax(logit / 0.05) by choice, 0 where there is no option."""
-    found = np.zeros(space.prices.table.shape[1:])
+def _relaxed_state(space: Space, value: dict[str, Any]) -> dict[str, np.ndarray]:
+    if value["bits"]:
+        return {name: np.asarray(bits) for name, bits in value["bits"].items()}
+    return {name: np.asarray(value["theta"][name].logit) for name in space.plan.choices}
+
+
+def _probability(space: Space, value: dict[str, Any]) -> np.ndarray:
+    """Of each option, at the end of training: float64 [choices, options], at least 1e-30."""
+    theta, temperature = value["theta"], 0.05
+    if value["bits"]:
+        theta, temperature = with_bits(theta, space.plan, value["bits"], space.legal), 1.0
+    found = np.zeros(space.legal.shape)
     for row, name in enumerate(space.plan.choices):
-        logit = np.asarray(theta[name].logit, np.float64) / 0.05
+        logit = np.asarray(theta[name].logit, np.float64) / temperature
         p = np.exp(logit - logit.max())
         found[row, : len(p)] = p / p.sum()
-    return found
+    return np.maximum(found, 1e-30)

@@ -16,6 +16,7 @@ from jqnt.graph.lower import lower
 from jqnt.learn.divergence import Divergence, output_mse, with_targets
 from jqnt.learn.prices import Prices
 from jqnt.learn.relax import augmented, raise_multiplier
+from jqnt.learn.relaxation import Relaxation, bit_grid, noisy, with_bits
 from jqnt.learn.trial import Trial, trial
 from jqnt.plan import Options, Plan, Theta, bind
 from jqnt.types import Params
@@ -41,6 +42,7 @@ class Space:
     trial: Trial
     samples: Mapping[str, Any]
     batch_size: int
+    relaxation: Relaxation = "softmax"
 
     @property
     def batches(self) -> list[dict[str, Any]]:
@@ -55,31 +57,40 @@ class Space:
     def loss(self) -> Callable[..., Any]:
         """The Lagrangian that `fit` trains: divergence / unit + price of the expected excess.
 
-        The value is {"params", "theta", "multiplier", "budget", "table", "spread", "unit",
-        "steps"}: all of them leaves, so that one program serves every budget, price and start.
+        The value is {"params", "theta", "bits", "multiplier", "budget", "table", "spread",
+        "unit", "steps"}: all of them leaves, so that one program serves every budget, price and
+        start. "bits" is empty unless the relaxation is of bits.
         """
         apply = lower(self.graph)
-        plan, divergence = self.plan, self.trial.divergence
+        plan, divergence, relaxation = self.plan, self.trial.divergence, self.relaxation
+        legal = self.legal
 
         def loss(value, batch, *, step, key):
-            temperature = 0.05 ** (step / value["steps"])
-            qparams = bind(value["theta"], plan, temperature)
+            theta, temperature = value["theta"], 0.05 ** (step / value["steps"])
+            if relaxation == "bits":
+                theta, temperature = with_bits(theta, plan, value["bits"], legal), 1.0
+            drawn = noisy(theta, key) if relaxation == "gumbel" else theta
+            qparams = bind(drawn, plan, temperature)
             inputs = {name: batch[name] for name in self.graph.inputs}
             outputs = apply(value["params"], qparams, inputs)
             own = divergence(outputs, batch)
-            cost = expected_cost(value["theta"], plan, value["table"], temperature)
+            cost = expected_cost(theta, plan, value["table"], temperature)
             excess = (cost - value["budget"]) / value["spread"]
             total = own / value["unit"] + augmented(excess, value["multiplier"], PENALTY)
             return total, {"divergence": own, "excess": excess, "worst": excess.max()}
 
         return loss
 
+    @property
+    def legal(self) -> np.ndarray:
+        """Which options exist and can run, bool [choices, options]."""
+        return np.asarray(np.isfinite(self.prices.table).all(0))
+
     @cached_property
     def unit(self) -> float:
         """What the loss is measured in: the divergence of the cheapest options less that of the
         dearest."""
-        table = self.prices.table
-        first = np.where(np.isfinite(table).all(0), table[0], np.nan)
+        first = np.where(self.legal, self.prices.table[0], np.nan)
         ends = np.stack(
             [self.trial.branches(pick(first, 1)) for pick in (np.nanargmin, np.nanargmax)]
         )
@@ -89,20 +100,20 @@ class Space:
 
     def value(self, budget: np.ndarray, steps: int) -> dict[str, Any]:
         """What `loss` takes, before the first step; `budget` is less the constants."""
-        table = self.prices.table
-        legal = np.asarray(np.isfinite(table).all(0))
-        theta = dict(self.theta)
+        legal, theta = self.legal, dict(self.theta)
         for row, name in enumerate(self.plan.choices):
             group = theta[name]
             mask = legal[row, : len(group.logit)]
             theta[name] = group.replace(logit=jnp.where(mask, group.logit, -1e9))
-        finite = np.where(legal, table, 0)
+        finite = np.where(legal, self.prices.table, 0)
+        bits = bit_grid(self.plan) if self.relaxation == "bits" else {}
         spread = self.prices.range()[1] - self.prices.range()[0]
         return jax.tree.map(
             lambda x: jnp.asarray(x, jnp.result_type(x)),
             {
                 "params": dict(self.params),
                 "theta": theta,
+                "bits": {name: grid.mean(0) for name, grid in bits.items()},
                 "multiplier": np.zeros(len(budget), np.float32),
                 "budget": np.asarray(budget, np.float32),
                 "table": finite.astype(np.float32),
@@ -123,6 +134,7 @@ def space(
     *,
     divergence: Divergence = output_mse,
     batch_size: int = 32,
+    relaxation: Relaxation = "softmax",
 ) -> Space:
     """The search problem of a plan's choices on `batches` (inputs, and labels if `divergence`
     wants them), which are cut anew into batches of `batch_size`.
@@ -143,7 +155,8 @@ def space(
     samples = {name: np.concatenate([np.asarray(b[name]) for b in targets]) for name in names}
     count = len(next(iter(samples.values())))
     own = trial(graph, params, plan, divergence)
-    return Space(graph, params, plan, theta, prices, own, samples, min(batch_size, count))
+    size = min(batch_size, count)
+    return Space(graph, params, plan, theta, prices, own, samples, size, relaxation)
 
 
 def expected_cost(theta: Theta, plan: Plan, table: Any, temperature: Any) -> jax.Array:
@@ -157,13 +170,11 @@ def expected_cost(theta: Theta, plan: Plan, table: Any, temperature: Any) -> jax
 
 
 def choice_logits(path: KeyPath, leaf: Any) -> bool:
-    """Selects the logits of choices for `fit`: value["theta"][choice].logit."""
-    return (
-        len(path) == 3
-        and path[0] == DictKey("theta")
-        and isinstance(path[2], GetAttrKey)
-        and path[2].name == "logit"
-    )
+    """Selects for `fit` what a choice hangs on: value["theta"][choice].logit, value["bits"]."""
+    if path[0] == DictKey("bits"):
+        return True
+    named = len(path) == 3 and isinstance(path[2], GetAttrKey) and path[2].name == "logit"
+    return named and path[0] == DictKey("theta")
 
 
 def project(value: dict[str, Any], aux: dict[str, Any], *, step: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def sweep(
 ) -> list[Found]:
     """`search` for every budget, in the order given (from the widest to the tightest, say).
 
-    The first takes `steps` steps, each later one an eighth of them from the logits before, and
+    The first takes `steps` steps, each later one an eighth of them from where that one ended, and
     what was run for one budget is not run again for another. A plan found for one budget counts
     for all that it fits. Raises BudgetError before any work if one budget cannot be met.
     """
@@ -37,7 +37,7 @@ def sweep(
                 space,
                 budget,
                 steps=steps if i == 0 else -(-steps // 8),
-                start=found[-1].logits if found else None,
+                start=found[-1].relaxed if found else None,
                 ledger=ledger,
                 progress=progress,
                 key=jax.random.fold_in(key, i),
