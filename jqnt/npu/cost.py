@@ -1,22 +1,26 @@
 """The cost of every group in one pair of formats: compute, traffic, latency, energy."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from jqnt.npu.array import array_times
+from jqnt.npu.blocks import choose_blocks
 from jqnt.npu.devices import Device
 from jqnt.npu.elements import ALL, Elements
 from jqnt.npu.engines import cpu_time, mask, product_time, vector_time
 from jqnt.npu.pairs import Pair
 from jqnt.npu.smooth import EXACT, Calculus
-from jqnt.npu.traffic import moved_weight_bytes, tiled_bytes
+from jqnt.npu.traffic import tiled_bytes
 from jqnt.npu.work import PRODUCT_KINDS
 from jqnt.npu.workload import Workload
 from jqnt.types import Leaf
 
-__all__ = ["Costs", "group_costs", "legal_groups"]
+__all__ = ["Costs", "group_costs", "legal_groups", "with_blocks"]
 
 
 @struct.dataclass
@@ -54,7 +58,11 @@ def group_costs(
     compute = max(product, stream of its operands on chip, vector work)
     memory  = (weights + spilled activations) / bandwidth - what prefetching hides
     """
+    if device.array is not None and workload.blocks is None:
+        workload = with_blocks(workload, device)
     workload, device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (workload, device))
+    if device.array is not None:
+        return _array_costs(workload, device, pair, elements, calculus)
     bytes_each = pair.activation_bits / 8
     own_bytes = (workload.in_elements + workload.out_elements) * bytes_each
     matrix_s = product_time(workload, device, pair, elements, calculus)
@@ -85,31 +93,31 @@ def group_costs(
     if elements.fallback and device.cpu:
         on_cpu = mask(op in device.cpu for op in workload.ops)
         latency_s = jnp.where(on_cpu, cpu_time(workload, device), latency_s)
-    macs = workload.dims.macs
-    traffic_bytes = weight_bytes + activation_bytes
-    energy_j = (
-        macs * device.energy_j.get(pair.name, 0.0)
-        + traffic_bytes * device.energy_j.get("dram_byte", 0.0)
-        + own_bytes * device.energy_j.get("vtcm_byte", 0.0)
+    return _costs(
+        workload,
+        device,
+        pair,
+        seconds={
+            "matrix_s": matrix_s,
+            "vector_s": vector_s,
+            "compute_s": compute_s,
+            "memory_s": memory_s,
+            "hidden_s": hidden_s,
+            "overhead_s": overhead_s,
+            "latency_s": latency_s,
+        },
+        moved=(weight_bytes, activation_bytes),
     )
-    stored = workload.weight_elements * pair.weight_bits / 8 + workload.bias_elements * 4
-    moved = moved_weight_bytes(workload, device, pair)
-    alive = workload.live_elements * bytes_each + moved
-    return Costs(
-        matrix_s=matrix_s,
-        vector_s=vector_s,
-        compute_s=compute_s,
-        memory_s=memory_s,
-        hidden_s=hidden_s,
-        overhead_s=overhead_s,
-        latency_s=latency_s,
-        weight_bytes=stored,
-        traffic_bytes=traffic_bytes,
-        vtcm_bytes=jnp.minimum(alive, device.vtcm_bytes),
-        macs=macs,
-        bitops=macs * pair.weight_bits * pair.activation_bits,
-        energy_j=energy_j,
-    )
+
+
+def with_blocks(workload: Workload, device: Device) -> Workload:
+    """The workload with the blocks that a compiler would take on the device's array, if it has
+    one. Blocks follow from concrete shapes: this cannot be traced."""
+    if device.array is None:
+        return workload
+    widths = sorted({pair.activation_bits for pair in device.pairs})
+    blocks = {bits: choose_blocks(workload, device.array, bits) for bits in widths}
+    return replace(workload, blocks=blocks)
 
 
 def legal_groups(workload: Workload, device: Device, pair: Pair) -> np.ndarray:
@@ -126,3 +134,62 @@ def _overhead(workload: Workload, device: Device, elements: Elements) -> Float[A
     if elements.serial:
         overhead_s = overhead_s + workload.serial * device.serial_s
     return overhead_s
+
+
+def _array_costs(
+    workload: Workload, device: Device, pair: Pair, elements: Elements, calculus: Calculus
+) -> Costs:
+    """On an array of blocks: the slowest of the array and its memories."""
+    free = device.fused if elements.fusion else ()
+    blocks = workload.blocks[pair.activation_bits]
+    times = array_times(workload, device, pair, blocks, free, calculus)
+    overhead_s = _overhead(workload, device, elements)
+    latency_s = calculus.largest(times.array_s, times.memory_s) + overhead_s
+    if elements.fallback and device.cpu:
+        on_cpu = mask(op in device.cpu for op in workload.ops)
+        latency_s = jnp.where(on_cpu, cpu_time(workload, device), latency_s)
+    nothing = jnp.zeros_like(latency_s)
+    return _costs(
+        workload,
+        device,
+        pair,
+        seconds={
+            "matrix_s": times.array_s,
+            "vector_s": nothing,
+            "compute_s": times.array_s,
+            "memory_s": times.memory_s,
+            "hidden_s": nothing,
+            "overhead_s": overhead_s,
+            "latency_s": latency_s,
+        },
+        moved=(times.weight_bytes, times.activation_bytes),
+    )
+
+
+def _costs(
+    workload: Workload,
+    device: Device,
+    pair: Pair,
+    seconds: dict[str, Array],
+    moved: tuple[Array, Array],
+) -> Costs:
+    """The times with bytes, operations and joules beside them."""
+    macs = workload.dims.macs
+    own_bytes = (workload.in_elements + workload.out_elements) * pair.activation_bits / 8
+    alive = workload.live_elements * pair.activation_bits / 8
+    stored = workload.weight_elements * pair.weight_bits / 8 + workload.bias_elements * 4
+    traffic_bytes = moved[0] + moved[1]
+    energy_j = (
+        macs * device.energy_j.get(pair.name, 0.0)
+        + traffic_bytes * device.energy_j.get("dram_byte", 0.0)
+        + own_bytes * device.energy_j.get("vtcm_byte", 0.0)
+    )
+    return Costs(
+        **seconds,
+        weight_bytes=stored,
+        traffic_bytes=traffic_bytes,
+        vtcm_bytes=jnp.minimum(alive + moved[0], device.vtcm_bytes),
+        macs=macs,
+        bitops=macs * pair.weight_bits * pair.activation_bits,
+        energy_j=energy_j,
+    )

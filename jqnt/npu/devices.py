@@ -9,6 +9,7 @@ from typing import Any
 from flax import struct
 
 from jqnt.errors import ConfigError, nearest
+from jqnt.npu.blocks import BlockArray
 from jqnt.npu.pairs import Pair, pair_named
 from jqnt.npu.work import VECTOR_WORK
 from jqnt.types import Leaf
@@ -47,8 +48,12 @@ class Device:
     that hides behind the longer, `prefetch` the share of the DRAM time left free by one group
     that loads weights of the next. A group takes `dispatch_s`, a graph `graph_s`, a result of one
     pixel `serial_s` more, and a change to the CPU or back `crossing_s`. `energy_j` is per
-    multiply-accumulate by pair name, per "dram_byte" and "vtcm_byte". `relative_error` is half the
-    width of the band that holds 80 % of the errors on networks that were not fitted.
+    multiply-accumulate by pair name, per "dram_byte" and "vtcm_byte". `stored_bits` are bits per
+    weight behind a lossless codec ("w8", "w4"). `relative_error` is half the width of the band
+    that holds 80 % of the errors on networks that were not fitted.
+
+    `array` describes arrays that work block by block; products, windows and elementwise work then
+    follow from it.
     """
 
     macs_per_s: dict[str, Leaf]
@@ -71,12 +76,14 @@ class Device:
     cpu_per_s: Leaf
     relative_error: Leaf
     energy_j: dict[str, Leaf]
+    stored_bits: dict[str, Leaf]
     name: str = struct.field(pytree_node=False)
     pairs: tuple[Pair, ...] = struct.field(pytree_node=False)
     fused: tuple[str, ...] = struct.field(pytree_node=False, default=())
     cpu: tuple[str, ...] = struct.field(pytree_node=False, default=())
     legal: tuple[tuple[str, tuple[str, ...]], ...] = struct.field(pytree_node=False, default=())
     narrow: NarrowWeights = struct.field(pytree_node=False, default=NarrowWeights())
+    array: BlockArray | None = struct.field(pytree_node=False, default=None)
 
     def cost_of(self, kind: str, activation: str) -> Leaf:
         """The cost of one element of vector work in a format of activations."""
@@ -131,7 +138,8 @@ _NUMBERS = {
     f.name for f in fields(Device) if f.metadata.get("pytree_node", True) and f.name != "name"
 }
 _TABLES = {
-    "macs_per_s", "depthwise_macs_per_s", "vector_per_s", "vector_cost", "granules", "energy_j"
+    "macs_per_s", "depthwise_macs_per_s", "vector_per_s", "vector_cost", "granules", "energy_j",
+    "stored_bits",
 }  # fmt: skip
 
 
@@ -198,7 +206,26 @@ def _build(document: dict[str, Any], path: Path) -> Device:
         cpu=tuple(document.get("cpu", ())),
         legal=tuple((op, tuple(names)) for op, names in document.get("legal", {}).items()),
         narrow=NarrowWeights(**narrow),
+        array=_array(document["array"], path) if "array" in document else None,
     )
+
+
+def _array(table: Mapping[str, Any], path: Path) -> BlockArray:
+    """The [array] table, whose entries share one `source`."""
+    if "source" not in table:
+        raise ConfigError(f"{path}: [array] needs a source")
+    values = {key: _frozen(value) for key, value in table.items() if key != "source"}
+    names = {f.name for f in fields(BlockArray)}
+    for key in {*values, *names}:
+        if key not in names:
+            raise ConfigError(f"{path}: unknown entry array.{key}{nearest(key, names)}")
+        if key not in values:
+            raise ConfigError(f"{path}: entry array.{key} is missing")
+    return BlockArray(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
 def _number(entry: Any, key: str, path: Path) -> float:

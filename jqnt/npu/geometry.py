@@ -65,7 +65,8 @@ def _known(shapes: Mapping[str, tuple[int, ...]], name: str, node: Node) -> tupl
 
 
 def _input_axis(graph: Graph, name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """1 if the first operator downstream that knows its layout is convolution-like, else -1."""
+    """1 if the first operator downstream that knows its layout is convolution-like, -1 if it is
+    not; ONNX's own order, channels first, for images that no such operator reads."""
     rank, queue, seen = len(shapes[name]), [name], {name}
     while queue:
         for node in graph.readers.get(queue.pop(0), ()):
@@ -76,7 +77,7 @@ def _input_axis(graph: Graph, name: str, shapes: Mapping[str, tuple[int, ...]]) 
             fresh = [out for out in node.outputs if out and out not in seen]
             queue += fresh
             seen.update(fresh)
-    return -1
+    return 1 if rank == 4 else -1
 
 
 def _moved(node: Node, axis: int, source: tuple[int, ...], target: tuple[int, ...]) -> int:

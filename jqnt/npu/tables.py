@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jqnt.encodings import Encodings
 from jqnt.errors import ConfigError, nearest
 from jqnt.formats import Format
-from jqnt.npu.cost import group_costs, legal_groups
+from jqnt.npu.cost import group_costs, legal_groups, with_blocks
 from jqnt.npu.devices import Device
 from jqnt.npu.elements import ALL, Elements
 from jqnt.npu.pairs import Pair, pair_of
@@ -60,7 +60,7 @@ def tables(
     in the same pair; changes of format between them are `conversions`.
     """
     columns = tuple(device.pair(p if isinstance(p, str) else p.name) for p in pairs or device.pairs)
-    return _tables(workload, device, columns, elements, calculus)
+    return _tables(with_blocks(workload, device), device, columns, elements, calculus)
 
 
 def expected_latency(

@@ -24,7 +24,9 @@ def moved_weight_bytes(workload: Workload, device: Device, pair: Pair) -> Float[
     stride = jnp.maximum(d.stride_height, d.stride_width) <= rule.stride
     channels = d.groups * d.out_channels > rule.above_out_channels
     narrow = kinds & kernel & stride & channels
-    bits = jnp.where(narrow, pair.weight_bits, max(pair.weight_bits, 8))
+    wide = max(pair.weight_bits, 8)
+    bits = [device.stored_bits.get(f"w{b}", float(b)) for b in (pair.weight_bits, wide)]
+    bits = jnp.where(narrow, *bits)
     return workload.weight_elements * bits / 8 + workload.bias_elements * 4
 
 

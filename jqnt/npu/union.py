@@ -32,6 +32,7 @@ def union(workloads: Sequence[Workload]) -> Workload:
             "kinds",
             "ops",
             "nodes",
+            "works",
             "tails",
             "weights",
             "inputs",

@@ -43,7 +43,8 @@ VECTOR_WORK = (
 @dataclass(frozen=True)
 class Work:
     """The loop nest `count x height x width x groups x out_channels x in_channels x kernel` of a
-    product (`in_channels` 0 where there is none), over the pixels of the result.
+    product (`in_channels` 0 where there is none), over the pixels of the result. `in_size` is the
+    height and width of its input where they differ.
 
     `passes` counts, by kind of vector work, the element operations per element of the result.
     `kind` is conv, depthwise, dense (a product with a constant matrix), matmul (of two
@@ -59,6 +60,7 @@ class Work:
     groups: int = 1
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
+    in_size: tuple[int, int] = (0, 0)
     passes: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -135,6 +137,7 @@ def _conv(node: Node, tensors: Tensors) -> Work:
         groups,
         kernel,
         (prod(strides[:-1]), strides[-1]) if strides else (1, 1),
+        tensors.image(x)[1:3],
     )
 
 
@@ -157,8 +160,15 @@ def _matmul(node: Node, tensors: Tensors) -> Work:
 
 
 def _window(node: Node, tensors: Tensors) -> Work:
-    size = prod(int(k) for k in node.attrs.get("kernel_shape", (1, 1)))
-    return _result(node, tensors, "vector", pool=float(size))
+    window = [int(k) for k in node.attrs.get("kernel_shape", (1, 1))]
+    strides = [int(s) for s in node.attrs.get("strides", ())] or [1] * len(window)
+    work = _result(node, tensors, "vector", pool=float(prod(window)))
+    return replace(
+        work,
+        kernel=(prod(window[:-1]), window[-1]),
+        stride=(prod(strides[:-1]), strides[-1]),
+        in_size=tensors.image(node.inputs[0])[1:3],
+    )
 
 
 def _reduction(node: Node, tensors: Tensors) -> Work:

@@ -23,7 +23,8 @@ class Dims:
     """The loop nests of all groups, float32 arrays of one entry per group.
 
     `count * height * width` pixels of the result, each `groups * out_channels` numbers; a product
-    reduces over `in_channels * kernel_height * kernel_width` (`in_channels` is 0 without one).
+    reduces over `in_channels * kernel_height * kernel_width` (`in_channels` is 0 without one), on
+    inputs of `in_height * in_width` pixels.
     Channel counts are per convolution group. All are leaves: a gradient may touch them.
     """
 
@@ -37,6 +38,8 @@ class Dims:
     kernel_width: Leaf
     stride_height: Leaf
     stride_width: Leaf
+    in_height: Leaf
+    in_width: Leaf
 
     @property
     def pixels(self) -> Any:
@@ -62,8 +65,9 @@ class Workload:
     `edges` are (producer, consumer) group indices of each activation, -1 for the
     graph's inputs and outputs, and `edge_elements` its size. `groups` are the names of the main
     nodes, `kinds` those of `Work`, `ops` the main operators, `nodes` all node names of a group,
-    `tails` the fused (operator, kind of work) pairs; `weights`, `inputs` and `outputs` name
-    tensors ("" where a group has no weight), and `aliases` the views of each.
+    `works` the kinds of vector work of the main operator, `tails` the fused (operator, kind of
+    work) pairs; `weights`, `inputs` and `outputs` name
+    tensors ("" where a group has no weight). `blocks` are what `with_blocks` adds.
     """
 
     dims: Dims
@@ -82,12 +86,14 @@ class Workload:
     kinds: tuple[str, ...] = struct.field(pytree_node=False)
     ops: tuple[str, ...] = struct.field(pytree_node=False)
     nodes: tuple[tuple[str, ...], ...] = struct.field(pytree_node=False)
+    works: tuple[tuple[str, ...], ...] = struct.field(pytree_node=False)
     tails: tuple[tuple[tuple[str, str], ...], ...] = struct.field(pytree_node=False)
     weights: tuple[str, ...] = struct.field(pytree_node=False)
     inputs: tuple[tuple[str, ...], ...] = struct.field(pytree_node=False)
     outputs: tuple[str, ...] = struct.field(pytree_node=False)
     edges: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
     edge_tensors: tuple[str, ...] = struct.field(pytree_node=False)
+    blocks: Any = None
 
     def index(self, name: str) -> int:
         """The group of a node (main or fused); ModelError names the nearest otherwise."""
@@ -147,6 +153,7 @@ def workload(graph: Graph, params: Mapping[str, Any], batch: int = 1) -> Workloa
             tuple(n.name for n in (*g.nodes, *(n for t in g.tails for n in t.nodes)))
             for g in groups
         ),
+        works=tuple(tuple(group.work.passes) for group in groups),
         tails=tuple(tuple((tail.op, tail.work) for tail in group.tails) for group in groups),
         weights=tuple(weights),
         inputs=tuple(group.inputs for group in groups),
@@ -173,6 +180,8 @@ def _dims(groups: tuple[Group, ...]) -> Dims:
         kernel_width=_array([w.kernel[1] for w in works]),
         stride_height=_array([w.stride[0] for w in works]),
         stride_width=_array([w.stride[1] for w in works]),
+        in_height=_array([w.in_size[0] or w.height for w in works]),
+        in_width=_array([w.in_size[1] or w.width for w in works]),
     )
 
 
