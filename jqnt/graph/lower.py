@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import ensure_compile_time_eval
@@ -16,7 +17,8 @@ from jqnt.graph.claims import check_memory, check_result
 from jqnt.graph.concrete import shape_inputs
 from jqnt.graph.ir import Graph, Node, captured
 from jqnt.graph.layout import RENAMED, Laid, align, last_quantizer, to_last, to_onnx
-from jqnt.ops.registry import find
+from jqnt.graph.precision import fits_32_bits
+from jqnt.ops.registry import Lowering, find
 from jqnt.types import Apply
 
 __all__ = ["call", "checked_input", "lower", "run_node", "shape_inputs"]
@@ -171,11 +173,25 @@ def call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
             node, arrays, out_last = renamed
         else:
             arrays = [None if v is None else to_onnx(v).array for v in values]
+    _check_narrowing(entry, node, arrays)
     results = _guarded(entry.function, node, arrays)
     return tuple(
         Laid(r, (out_last or (first_last and i == 0)) and np.ndim(r) >= 3)
         for i, r in enumerate(results)
     )
+
+
+def _check_narrowing(entry: Lowering, node: Node, arrays: Sequence[Any]) -> None:
+    """jax cuts integers beyond 32 bits without a word."""
+    if jax.config.jax_enable_x64 or all(a is None or isinstance(a, np.ndarray) for a in arrays):  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    for i, (name, array) in enumerate(zip(node.inputs, arrays, strict=False)):
+        concrete = i in entry.static or i in entry.settings
+        if isinstance(array, np.ndarray) and not concrete and not fits_32_bits(array):
+            raise ModelError(
+                f"{node.op} node {node.name!r} computes with {name!r}, whose values need 64 bits: "
+                f"run the graph through its session, or inside `with jax.enable_x64(True):`"
+            )
 
 
 def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tuple[Any, ...]:

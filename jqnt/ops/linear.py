@@ -48,7 +48,7 @@ def conv_transpose(node, x, w, b=None):
     plain = {k: v for k, v in node.attrs.items() if k != "auto_pad"}
     if auto != "NOTSET":
         plain.pop("pads", None)
-    view = window(node.replace(attrs=plain), counts, w.shape[2:])
+    view = window(node.replace(attrs=plain), counts, w.shape[2:], transposed=True)
     extra = per_axis(node, "output_padding", len(counts), 0)
     wanted = tuple(node.attrs.get("output_shape", ()))[-len(counts) :]
     if not wanted and auto in ("SAME_UPPER", "SAME_LOWER"):

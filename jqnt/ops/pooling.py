@@ -89,7 +89,7 @@ def max_unpool(node, x, indices, output_shape=None):
     https://onnx.ai/onnx/operators/onnx__MaxUnpool.html
     """
     kernel = tuple(node.attrs.get("kernel_shape", ()))
-    view = window(node, x.shape[2:], kernel)
+    view = window(node, x.shape[2:], kernel, transposed=True)
     inferred = tuple(
         (size - 1) * stride + k - sum(pads)
         for size, stride, k, pads in zip(x.shape[2:], view.strides, kernel, view.pads, strict=True)

@@ -34,12 +34,15 @@ class Window(NamedTuple):
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
 
-def window(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+def window(
+    node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...], transposed: bool = False
+) -> Window:
     """The window of a convolution or pooling node over spatial `sizes`.
 
     Padding follows auto_pad: SAME_UPPER and SAME_LOWER give ceil(size / stride) outputs, the
-    odd pixel after or before; VALID none; NOTSET the attribute `pads`. Raises ModelError where
-    an attribute has another number of axes, or a size is not positive.
+    odd pixel after or before; VALID none; NOTSET the attribute `pads`. A stride past the data
+    is cut to what gives the same single window, unless the node is `transposed`. Raises
+    ModelError where an attribute has another number of axes, or a size is not positive.
     https://onnx.ai/onnx/operators/onnx__Conv.html
     """
     rank = len(sizes)
@@ -68,13 +71,20 @@ def window(node: Node, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Windo
         pads = list(zip(flat[:rank], flat[rank:], strict=True))
     else:
         raise ModelError(f"{node.op} node {node.name!r}: unknown auto_pad {auto!r}")
-    for size, span, (before, after) in zip(sizes, view.spans, pads, strict=True):
-        if max(abs(before), abs(after)) > _MOST * (size + span):
+    for size, k, (before, after) in zip(sizes, kernel, pads, strict=True):
+        if max(abs(before), abs(after)) > _MOST * (size + k):
             raise ModelError(
                 f"{node.op} node {node.name!r}: pads {before} and {after} around {size} are no "
                 f"padding"
             )
-    return view._replace(pads=tuple(pads))
+    if not transposed:
+        # XLA's 64-bit arithmetic overflows on absurd strides without a word
+        room = (
+            max(size + before + after, 0) for size, (before, after) in zip(sizes, pads, strict=True)
+        )
+        strides = tuple(min(s, r + 1) for s, r in zip(strides, room, strict=True))
+    dilations = tuple(d if k > 1 else 1 for k, d in zip(kernel, dilations, strict=True))
+    return view._replace(pads=tuple(pads), strides=strides, dilations=dilations)
 
 
 def output_sizes(
