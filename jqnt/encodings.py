@@ -107,7 +107,8 @@ class Encodings(Mapping[str, Encoding]):
     def save(self, path: str | Path) -> None:
         """Writes `path` (JSON) and its arrays beside it (`path` with suffix .npz), atomically."""
         path = Path(path)
-        entries, arrays = {}, {f"codes/{name}": code for name, code in self.codes.items()}
+        entries: dict[str, Any] = {}
+        arrays: dict[str, Any] = {f"codes/{name}": code for name, code in self.codes.items()}
         for name, e in self.tensors.items():
             kind = "integer" if isinstance(e.format, Integer) else "minifloat"
             entries[name] = {
