@@ -47,12 +47,11 @@ def to_qdq(
     """
     for name in encodings:
         graph.check(name)
-    needed = max((_needed(n, e, opset) for n, e in encodings.items()), default=13)
     lowest = max(graph.opsets.get("", 1), 13)
-    if opset is None:
-        opset = max(lowest, needed)
-    elif opset < lowest:
+    if opset is not None and opset < lowest:
         raise ConfigError(f"opset {opset} is below the graph's own, {lowest}")
+    needed = max((_needed(n, e, opset) for n, e in encodings.items()), default=13)
+    opset = max(lowest, needed) if opset is None else opset
     model = _at_opset(to_onnx(graph, params), opset)
     writer = _Writer(graph, params, encodings, opset)
     nodes = list(model.graph.node)
