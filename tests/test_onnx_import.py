@@ -412,3 +412,10 @@ def test_requantization_keeps_both_grids():
     for scale in (np.float32(0.1), np.float32(0.25)):
         x = (np.clip(np.rint(x / scale) + 100, 0, 255) - 100).astype(np.float32) * scale
     np.testing.assert_allclose(got, x, rtol=1e-6)
+
+
+def test_qdq_scales_must_fit_their_axis():
+    proto, _ = qdq_model()
+    proto.graph.node[2].attribute[0].i = 1
+    with pytest.raises(ModelError, match=r"'dw': scales of shape \[4\] on axis 1 do not fit"):
+        import_onnx(proto)

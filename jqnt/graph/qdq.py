@@ -38,6 +38,7 @@ def lift_encodings(
             values = known[node.inputs[0]]
             if encoding is None or _format(values.dtype) is None:
                 continue
+            _check_shape(node, encoding, values.shape)
             name = node.outputs[0]
             found[name] = encoding
             whole = values.astype(np.int64)
@@ -141,6 +142,19 @@ def _encoding(node: Node, known: Mapping[str, np.ndarray]) -> Encoding | None:
         return Encoding(fmt, scale, zero, granularity)
     except DataError as error:
         raise ModelError(f"{node.op} node {node.name!r}: {error}") from None
+
+
+def _check_shape(node: Node, encoding: Encoding, shape: tuple[int, ...]) -> None:
+    """ModelError where the scales do not lie on an axis of the tensor."""
+    axis, scale = encoding.granularity.axis, np.shape(encoding.scale)
+    fits = axis is None or -len(shape) <= axis < len(shape) or len(shape) == 1
+    if fits and axis is not None:
+        fits = scale == encoding.granularity.scale_shape(shape)
+    if not fits:
+        raise ModelError(
+            f"{node.op} node {node.name!r}: scales of shape {list(scale)} on axis {axis} do not "
+            f"fit a tensor of shape {list(shape)}"
+        )
 
 
 def _format(dtype: np.dtype) -> Integer | None:
