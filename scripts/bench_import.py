@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Import, inference, training step and memory of ONNX files against onnxruntime, in one run.
+
+bench_import.py [MODEL ...] [--batch N] [--json] [--data DIR]
+
+Ratios are medians of calls that alternate between the two libraries. A row without a bar only
+informs. Training is forward plus backward with respect to all weights, over the forward.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+INFERENCE = {  # stem -> (batches, bar)
+    "imagenet_mobilenetv2_10": ((1, 8), 2.5),
+    "cifar10_resnet20": ((32,), 2.0),
+    "cifar10_resnet56": ((32,), 2.0),
+    "minilm_l6_stsb": ((16,), 1.4),
+}
+TRAINING = ("cifar10_resnet20", "imagenet_mobilenetv2_10", "minilm_l6_stsb")
+IMPORT_S = {"minilm_l6_stsb": 2.0}
+SYMBOLS = {"seq": 64, "sequence": 576}
+SCALARS = {"sr": 16000}
+STEPS = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL")
+    parser.add_argument("--batch", type=int, help="one batch size for everything")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--memory-of", choices=("jqnt", "onnxruntime"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    models = args.models or [args.data / "models" / f"{stem}.onnx" for stem in INFERENCE]
+    if missing := [str(path) for path in models if not path.is_file()]:
+        print(f"no such file: {', '.join(missing)}", file=sys.stderr)
+        return 2
+    if args.memory_of:
+        print(growth(args.memory_of, models[0], args.batch or 1))
+        return 0
+    rows = [row for path in models for row in bench(path, args.batch)]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        show(rows)
+    return 0 if all(row["holds"] in (True, None) for row in rows) else 1
+
+
+def bench(path: Path, batch: int | None) -> list[dict]:
+    """The rows of one model."""
+    import jax
+    import jax.numpy as jnp
+    from onnxruntime import InferenceSession, SessionOptions
+
+    from jqnt.graph.lower import lower
+    from jqnt.graph.onnx_import import import_onnx
+
+    stem, rows = path.stem, []
+    start = time.perf_counter()
+    graph, params, _ = import_onnx(path)
+    took = time.perf_counter() - start
+    rows.append(row(f"{stem}: import", took, "s", IMPORT_S.get(stem, 1.0), "no compilation"))
+
+    options = SessionOptions()
+    options.log_severity_level = 3
+    session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    apply = lower(graph)
+    forward = jax.jit(lambda params, inputs: apply(params, {}, inputs))
+    batches, bar = INFERENCE.get(stem, ((1,), None))
+    on_device = jax.device_put(params)
+    for size in (batch,) if batch else batches:
+        inputs = make_inputs(graph, size)
+        placed = {k: v if v.dtype == np.int64 else jax.device_put(v) for k, v in inputs.items()}
+        start = time.perf_counter()
+        jax.block_until_ready(forward(on_device, placed))
+        first = time.perf_counter() - start
+        rows.append(row(f"{stem}: first call, batch {size}", first, "s", 10.0, "with compilation"))
+        ours, theirs = alternate(
+            lambda placed=placed: jax.block_until_ready(forward(on_device, placed)),
+            lambda inputs=inputs: session.run(None, inputs),
+        )
+        detail = f"{ours * 1e3:.2f} ms against {theirs * 1e3:.2f} ms"
+        rows.append(row(f"{stem}: inference, batch {size}", ours / theirs, "ratio", bar, detail))
+        rows.append(memory(path, size))
+    if stem not in TRAINING and stem in INFERENCE:
+        return rows
+
+    inputs = make_inputs(graph, batch or 32)
+
+    def loss(params, inputs):
+        outputs = apply(params, {}, inputs)
+        return sum(
+            jnp.mean(y**2) for y in outputs.values() if jnp.issubdtype(y.dtype, jnp.floating)
+        )
+
+    def step(params, inputs):
+        gradient = jax.grad(loss)(params, inputs)
+        return jax.tree.map(lambda p, g: p - 1e-6 * g, params, gradient)
+
+    def loop(params, inputs):
+        return jax.lax.scan(lambda p, _: (step(p, inputs), None), params, length=STEPS)[0]
+
+    jitted, looped = jax.jit(step), jax.jit(loop)
+    base, plain = alternate(
+        lambda: jax.block_until_ready(forward(on_device, inputs)),
+        lambda: jax.block_until_ready(jitted(on_device, inputs)),
+    )
+    plain_again, scanned = alternate(
+        lambda: jax.block_until_ready(jitted(on_device, inputs)),
+        lambda: jax.block_until_ready(looped(on_device, inputs)),
+        least=3,
+    )
+    scanned /= STEPS
+    size = batch or 32
+    name = f"{stem}: training step over forward, batch {size}"
+    bar = 4.0 if stem in TRAINING else None
+    detail = f"{plain * 1e3:.1f} ms over {base * 1e3:.1f} ms"
+    rows.append(row(f"{name}, jit", plain / base, "ratio", bar, detail))
+    detail = f"{scanned * 1e3:.1f} ms over {base * 1e3:.1f} ms"
+    rows.append(row(f"{name}, scan", scanned / base, "ratio", bar, detail))
+    detail = f"{scanned * 1e3:.1f} ms over {plain_again * 1e3:.1f} ms"
+    name = f"{stem}: step in a scan over step in a jit, batch {size}"
+    rows.append(row(name, scanned / plain_again, "ratio", 1.2, detail))
+    return rows
+
+
+def row(name: str, figure: float, unit: str, bar: float | None, detail: str) -> dict:
+    """One row; all bars here are upper ones."""
+    holds = None if bar is None else bool(figure <= bar)
+    figure = round(figure, 3)
+    return {
+        "name": name,
+        "figure": figure,
+        "unit": unit,
+        "bar": bar,
+        "holds": holds,
+        "detail": detail,
+    }
+
+
+def make_inputs(graph, batch: int) -> dict[str, np.ndarray]:
+    """Normal floats, ones for integers; symbols on the first axis are the batch."""
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for name in graph.inputs:
+        info = graph.info[name]
+        shape = [d if isinstance(d, int) else SYMBOLS.get(str(d), batch) for d in info.shape or ()]
+        if name in SCALARS:
+            inputs[name] = np.full(shape, SCALARS[name], info.dtype)
+        elif info.dtype.kind in "iub":
+            inputs[name] = np.ones(shape, info.dtype)
+        else:
+            inputs[name] = rng.normal(size=shape).astype(info.dtype)
+    return inputs
+
+
+def alternate(first, second, least: int = 5, seconds: float = 3.0) -> tuple[float, float]:
+    """Median seconds of two calls, taken in turns after a warm-up."""
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < least or (time.perf_counter() < end and len(times[0]) < 200):
+        for call, record in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            call()
+            record.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def memory(path: Path, batch: int) -> dict:
+    """Growth of the resident set in a process of its own, against onnxruntime's."""
+    found = {}
+    for which in ("jqnt", "onnxruntime"):
+        command = [sys.executable, __file__, str(path), "--batch", str(batch), "--memory-of", which]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[which] = float(done.stdout.strip().splitlines()[-1])
+    bar = max(3 * found["onnxruntime"], 400)
+    detail = f"onnxruntime {found['onnxruntime']:.0f} MB"
+    return row(f"{path.stem}: memory, batch {batch}", found["jqnt"], "MB", bar, detail)
+
+
+def growth(which: str, path: Path, batch: int) -> float:
+    """MB by which the peak grows from after the imports to after a few calls."""
+    import jax
+    import onnxruntime
+
+    from jqnt.graph.lower import lower
+    from jqnt.graph.onnx_import import import_onnx
+
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(np.ones(3, np.float32)))
+    before = peak_kb()
+    graph, params, _ = import_onnx(path)
+    inputs = make_inputs(graph, batch)
+    if which == "jqnt":
+        apply = lower(graph)
+        forward = jax.jit(lambda params, inputs: apply(params, {}, inputs))
+        on_device = jax.device_put(params)
+        for _ in range(3):
+            jax.block_until_ready(forward(on_device, inputs))
+    else:
+        del params
+        before = peak_kb()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        for _ in range(3):
+            session.run(None, inputs)
+    return (peak_kb() - before) / 1024
+
+
+def peak_kb() -> int:
+    """The peak of the resident set; getrusage would count what the parent process held, too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def show(rows: list[dict]) -> None:
+    width = max(len(r["name"]) for r in rows)
+    for r in rows:
+        bar = "" if r["bar"] is None else f"<= {r['bar']:g}"
+        verdict = {True: "ok", False: "MISSED", None: ""}[r["holds"]]
+        figure = f"{r['figure']:9.3f} {r['unit']:6}"
+        print(f"{r['name']:{width}}  {figure} {bar:8} {verdict:7} {r['detail']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
