@@ -1,12 +1,12 @@
 """jqnt: differentiable quantization on JAX, from ONNX to an NPU.
 
-    graph, params, encodings = jqnt.import_onnx("model.onnx")
-    apply = jqnt.lower(graph)                         # apply(params, qparams, inputs, want=...)
-    plan = jqnt.plan(graph, jqnt.scheme("int4", "uint8"))
-    theta = jqnt.calibrate(apply, params, plan, batches)
-    frozen, encodings = jqnt.freeze(graph, params, jqnt.bind(theta, plan))
-    run = jqnt.integer.lower(graph, frozen, encodings)
-    seconds = jqnt.npu.latency(workload, encodings, device)
+graph, params, encodings = jqnt.import_onnx("model.onnx")
+apply = jqnt.lower(graph)                         # apply(params, qparams, inputs, want=...)
+plan = jqnt.plan(graph, jqnt.scheme("int4", "uint8"))
+theta = jqnt.calibrate(apply, params, plan, batches)
+frozen, encodings = jqnt.freeze(graph, params, jqnt.bind(theta, plan))
+run = jqnt.integer.lower(graph, frozen, encodings)
+seconds = jqnt.npu.latency(workload, encodings, device)
 """
 
 from jqnt import demo, errors, formats, integer, interop, learn, npu, observers, transforms

@@ -1,6 +1,5 @@
 """Normalizations by moments or norms."""
 
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
