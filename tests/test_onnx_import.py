@@ -57,6 +57,34 @@ def test_real_models_agree_with_onnxruntime(data, name):
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", ["digits_resnet8_bn", "digits_mbv2_folded"])
+def test_gradients_of_real_models_are_finite_differences(data, name):
+    """In float64, for a sample of weights of every kind."""
+    graph, params, _ = import_onnx(data / "models" / f"{name}.onnx")
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        params = {k: np.asarray(v, np.float64) for k, v in params.items()}
+        constants = {
+            k: v.astype(np.float64) if v.dtype == np.float32 else v
+            for k, v in graph.constants.items()
+        }
+        apply = lower(graph.replace(constants=constants))
+        x = {graph.inputs[0]: rng.normal(size=(2, 1, 32, 32))}
+        loss = jax.jit(lambda p: jax.numpy.sum(jax.numpy.sin(apply(p, {}, x)[graph.outputs[0]])))
+        gradient = jax.jit(jax.grad(loss))(params)
+        assert all(np.isfinite(g).all() for g in gradient.values())
+        for weight in list(params)[:: max(1, len(params) // 8)]:
+            index = tuple(rng.integers(0, n) for n in params[weight].shape)
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = params[weight].copy()
+                moved[index] += step
+                ends.append(loss({**params, weight: moved}))
+            np.testing.assert_allclose(
+                gradient[weight][index], (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-7
+            )
+
+
 def test_params_and_constants():
     nodes = [
         node("Constant", "", "shift", value=numpy_helper.from_array(W)),
