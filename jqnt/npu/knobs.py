@@ -52,7 +52,7 @@ HEXAGON = (
     Knob("grouped", ("grouped_cost",), 0.2),
     Knob("image", ("granules.image",), 0.5),
     Knob("divide", ("vector_cost.divide",)),
-    Knob("affine", ("vector_cost.affine", "vector_cost.affine@a16")),
+    Knob("affine", ("vector_cost.affine", "vector_cost.affine@a16", "vector_cost.convert")),
     Knob("softmax", ("vector_cost.softmax",)),
     Knob("normalize", ("vector_cost.normalize",)),
 )  # fmt: skip

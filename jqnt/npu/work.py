@@ -36,6 +36,7 @@ VECTOR_WORK = (
     "softmax",  # one element of a softmax
     "normalize",  # one element of a layer, instance or group normalization
     "move",  # one element that changes its place: transpose, concat, gather, pad
+    "convert",  # one element that changes its number format
 )
 """The kinds of work beside matrix products; a device has a cost per element for each."""
 
