@@ -111,7 +111,7 @@ def _lay_out(graph: Graph, target: Target) -> _Layout:
         weight = weight_of(group.head, static)
         for name in _reads(group, static):
             carries = name in floats and name not in graph.constants
-            if carries and (weight is None or name != weight.tensor):
+            if operator.inputs and carries and (weight is None or name != weight.tensor):
                 why.setdefault(name, f"input of {_label(group.head)}")
         if operator.output and group.output in floats:
             why[group.output] = f"output of {_label(group.head)}"
@@ -119,6 +119,10 @@ def _lay_out(graph: Graph, target: Target) -> _Layout:
             site = _weight_site(graph, group, weight, operator)
             _add_weight(weights, site)
             biases.extend(_bias_sites(graph, group, weight, operator, site.tensor))
+    edges = [*(graph.inputs * target.graph_inputs), *(graph.outputs * target.graph_outputs)]
+    for name in edges:
+        if name in floats - static:
+            why.setdefault(name, "edge of the graph")
     _spread(on_grid, static, floats, why)
     activations = {
         name: _activation_site(name, reason, maker.get(name), target)
@@ -283,7 +287,8 @@ def _first(draft: _Draft, sites: Sequence[_Site]) -> tuple[Rule, str] | None:
 
 def _activation_spec(draft: _Draft, sites: Sequence[_Site]) -> Spec | None:
     """The spec of a set, or None where a rule leaves it float."""
-    default = draft.target.activation
+    maker = next((s for s in sites if s.operator.encoding == "own" and s.op), sites[0])
+    default = draft.target.tensors(maker.op, "activation")
     rule, why = _first(draft, sites) or (Rule(), f"{draft.target.name}: {sites[0].why}")
     fmt = _format(rule, default.format)
     _check_legal(draft, sites, fmt, why)
@@ -304,13 +309,13 @@ def _activation_spec(draft: _Draft, sites: Sequence[_Site]) -> Spec | None:
 
 
 def _weight_spec(draft: _Draft, site: _Site) -> Spec | None:
-    default = draft.target.weight
+    default = draft.target.tensors(site.op, "weight")
     rule, why = _first(draft, [site]) or (Rule(), f"{draft.target.name}: {site.why}")
     fmt = _format(rule, default.format)
     _check_legal(draft, [site], fmt, why)
     if fmt == FP32:
         return None
-    scales = rule.granularity or site.operator.granularity or default.granularity
+    scales = rule.granularity or default.granularity
     if isinstance(scales, Granularity):
         granularity = scales
     elif isinstance(scales, int):
@@ -374,12 +379,13 @@ def _add_bias(draft: _Draft, site: _Site, leader: str, weight: str, x: str) -> N
     """On the grid of input times weight, in a format of its own, or float."""
     found = _first(draft, [site])
     rule, why = found or (Rule(), f"{draft.target.name}: {site.why}")
-    fmt = _format(rule, draft.target.bias)
+    default = site.operator.bias or draft.target.bias
+    fmt = _format(rule, default)
     if fmt == FP32:
         return
     if rule.limits or rule.symmetric is not None or rule.granularity is not None:
         raise ConfigError(f"{why}: of a bias only the format can be set")
-    if fmt != draft.target.bias:
+    if fmt != default:
         draft.specs[site.tensor] = _spec(fmt, PER_TENSOR, True, "bias", why, None)
         return
     scaled = (draft.specs.get(leader), draft.specs.get(weight))

@@ -23,7 +23,7 @@ formats = ["int8", "int4"]
 [bias]
 format = "int32"
 [operators]
-Conv = { weights = ["int8"] }
+Conv = { weight = { formats = ["int8"] } }
 MaxPool = { encoding = "shared" }
 [[chains]]
 ops = [["Conv"], ["Relu", "Clip"]]

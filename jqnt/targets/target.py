@@ -30,16 +30,17 @@ class Operator:
     """How one operator computes on grids.
 
     `encoding`: its output has one of its "own", has its input's ("shared"), or all its inputs and
-    outputs have the same ("tied"). Without `output` it gives float. `weights` and `activations`
-    narrow the target's legal formats, `granularity` its weights' default; `limits` is a fixed
-    range of the output.
+    outputs have the same ("tied"). Without `inputs` it takes its data as they come, without
+    `output` it gives float. `weight`, `activation` (of its output) and `bias` are what holds
+    instead of the target's general entries; `limits` is a fixed range of the output.
     """
 
     encoding: Literal["own", "shared", "tied"] = "own"
+    inputs: bool = True
     output: bool = True
-    granularity: Scales | None = None
-    weights: frozenset[str] | None = None
-    activations: frozenset[str] | None = None
+    weight: Tensors | None = None
+    activation: Tensors | None = None
+    bias: Format | None = None
     limits: tuple[float, float] | None = None
 
 
@@ -47,7 +48,8 @@ class Operator:
 class Target:
     """A back end: formats, operators on grids (all others are float), what it fuses.
 
-    `bias` is the format of biases at scale_x * scale_w, or float32.
+    `bias` is the format of biases at scale_x * scale_w, or float32. `graph_inputs` and
+    `graph_outputs` carry quantizers whatever reads or makes them.
     """
 
     name: str
@@ -57,16 +59,19 @@ class Target:
     bias: Format
     operators: Mapping[str, Operator]
     chains: tuple[Chain, ...]
+    graph_inputs: bool = False
+    graph_outputs: bool = False
+
+    def tensors(self, op: str, role: str) -> Tensors:
+        """What holds for the weights, or the activations, of `op`."""
+        operator = self.operators.get(op, Operator())
+        if role == "weight":
+            return operator.weight or self.weight
+        return operator.activation or self.activation
 
     def legal(self, op: str, role: str) -> frozenset[str]:
         """The names of the formats that `op` takes in this role; float32 always is."""
-        operator = self.operators.get(op, Operator())
-        general, narrowed = (
-            (self.weight, operator.weights)
-            if role == "weight"
-            else (self.activation, operator.activations)
-        )
-        return (general.formats if narrowed is None else narrowed) | {FP32.name}
+        return self.tensors(op, role).formats | {FP32.name}
 
 
 def target_names() -> tuple[str, ...]:
@@ -93,17 +98,21 @@ def load_target(target: str | Path) -> Target:
     where = f"target {str(path)!r}"
     _check_keys(document, [f.name for f in fields(Target)], where)
     try:
+        weight = _tensors(document["weight"], f"{where}, [weight]")
+        activation = _tensors(document["activation"], f"{where}, [activation]")
         return Target(
             name=document["name"],
             source=document["source"],
-            activation=_tensors(document["activation"], f"{where}, [activation]"),
-            weight=_tensors(document["weight"], f"{where}, [weight]"),
+            activation=activation,
+            weight=weight,
             bias=format_named(document["bias"]["format"]),
             operators={
-                op: _operator(entry, f"{where}, operator {op}")
+                op: _operator(entry, weight, activation, f"{where}, operator {op}")
                 for op, entry in document["operators"].items()
             },
             chains=tuple(_chain(entry, where) for entry in document["chains"]),
+            graph_inputs=document.get("graph_inputs", False),
+            graph_outputs=document.get("graph_outputs", False),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where}: {type(error).__name__} {error}: wrong or missing") from None
@@ -115,26 +124,35 @@ def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
 
 
-def _tensors(table: Mapping[str, Any], where: str) -> Tensors:
+def _tensors(table: Mapping[str, Any], where: str, general: Tensors | None = None) -> Tensors:
+    """A table of weights or activations; keys that are not there are those of `general`."""
     _check_keys(table, [*(f.name for f in fields(Tensors)), "strict"], where)
+    if general is not None:
+        held = general.format
+        base = {f.name: getattr(general, f.name) for f in fields(Tensors)} | {
+            "format": held.name,
+            "strict": isinstance(held, Integer) and held.strict,
+        }
+        table = base | dict(table)
     default = format_named(table["format"])
-    if table.get("strict", False):
-        assert isinstance(default, Integer)
+    if table.get("strict", False) and isinstance(default, Integer):
         default = Integer(default.bits, default.signed, strict=True)
     formats = frozenset(format_named(name).name for name in table["formats"])
     return Tensors(default, table["symmetric"], _scales(table["granularity"], where), formats)
 
 
-def _operator(table: Mapping[str, Any], where: str) -> Operator:
+def _operator(
+    table: Mapping[str, Any], weight: Tensors, activation: Tensors, where: str
+) -> Operator:
     _check_keys(table, [f.name for f in fields(Operator)], where)
     values = dict(table)
     if values.get("encoding", "own") not in ("own", "shared", "tied"):
         raise ConfigError(f"{where}: encoding {values['encoding']!r} is not own, shared or tied")
-    for key in ("weights", "activations"):
+    for key, general in (("weight", weight), ("activation", activation)):
         if key in values:
-            values[key] = frozenset(format_named(name).name for name in values[key])
-    if "granularity" in values:
-        _scales(values["granularity"], where)
+            values[key] = _tensors(values[key], f"{where}, {key}", general)
+    if "bias" in values:
+        values["bias"] = format_named(values["bias"])
     if "limits" in values:
         low, high = values["limits"]
         values["limits"] = (float(low), float(high))
