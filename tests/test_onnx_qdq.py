@@ -109,7 +109,7 @@ def test_names_stay_on_the_float_side():
     made = {name: n for n in model.graph.node for name in n.output}
     assert made["r"].op_type == "Relu"
     assert made["r_DequantizeLinear_Output"].input[0] == "r_QuantizeLinear_Output"
-    assert list(made["y"].input)[0] == "y_QuantizeLinear_Output"
+    assert made["y"].input[0] == "y_QuantizeLinear_Output"
     assert made["w"].op_type == made["b"].op_type == made["y"].op_type == "DequantizeLinear"
     held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     np.testing.assert_array_equal(held["w_quantized"], encodings["w"].quantize(params["w"]))
