@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Post-training reconstruction on real models: accuracy, time, and the gap to the exact optimum.
+
+bench_reconstruction.py [--only ROW] [--json] [--data DIR]
+
+ROW is one of resnet20, resnet20_blocks, mobilenetv2, mobilenetv1, digits, exact.
+Everything is measured in this run; a row without a bar only informs. The layer-wise results do
+not depend on a key, since every step sees all samples; block-wise ones are given for three.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from material import DATA, Images, cifar10, digits, imagenet, model_path
+
+import jqnt
+from jqnt.graph.ir import Node
+from jqnt.learn.gram import accumulate, zero_moments
+from jqnt.learn.layer import layer_of
+from jqnt.learn.reconstruct import reconstruct
+from jqnt.learn.rounding import choices, learn_rounding
+from jqnt.learn.sampled import reconstruct_samples
+from jqnt.observers import MINMAX, exact_mse, sqnr
+
+KEYS = tuple(jax.random.key(i) for i in range(3))
+METHODS: dict[str, dict[str, Any]] = {
+    "AdaRound": {},
+    "AdaRound + bias": {"bias": True},
+    "AdaRound + bias, from the refitted weight": {"bias": True, "ridge": 0.01},
+    "descent alone + bias": {"bias": True, "steps": 0},
+}
+Row = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=tuple(TABLES), help="one table")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--data", type=Path, default=DATA)
+    args = parser.parse_args()
+    if not (args.data / "models").is_dir():
+        print(f"error: no folder {args.data / 'models'}; give --data DIR", file=sys.stderr)
+        return 2
+    rows: list[Row] = []
+    for name in [args.only] if args.only else TABLES:
+        for found in TABLES[name](args.data):
+            rows.append(found)
+            if not args.json:
+                show(found)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    return 0 if all(r["holds"] is not False for r in rows) else 1
+
+
+def row(name: str, figure: float, unit: str, bar: float | None = None, detail: str = "") -> Row:
+    """One measured figure; seconds and bytes are to stay below the bar, the rest above it."""
+    below = unit in ("s", "GiB", "%-gap")
+    holds = None if bar is None else figure <= bar if below else figure >= bar
+    sign = "<=" if below else ">="
+    return {
+        "name": name, "figure": float(figure), "unit": unit,
+        "bar": None if bar is None else f"{sign} {bar:g}",
+        "holds": None if holds is None else bool(holds), "detail": detail,
+    }  # fmt: skip
+
+
+def show(r: Row) -> None:
+    mark = {True: "holds", False: "FAILS", None: ""}[r["holds"]]
+    print(
+        f"{r['name']:66} {r['figure']:>9.4g} {r['unit']:6} {r['bar'] or '':9} {mark:6} "
+        f"{r['detail']}",
+        flush=True,
+    )
+
+
+class Bench(NamedTuple):
+    """A folded network, its data, its judge."""
+
+    graph: jqnt.Graph
+    params: dict[str, Any]
+    batches: list[dict[str, np.ndarray]]
+    top1: Callable[..., float]
+
+
+def bench(data: Path, stem: str, images: Images, size: int) -> Bench:
+    graph, params, _ = jqnt.import_onnx(model_path(data, stem))
+    graph, params = jqnt.fold_bn(*jqnt.cleanup(graph, params))
+    judge = jqnt.evaluator(jqnt.metric_named("top1"), images.evaluation(size), graph.inputs)
+    run = jqnt.session(graph, params)
+    return Bench(
+        graph,
+        params,
+        images.calibration(size),
+        lambda params, qparams: judge(lambda x: run(params, qparams, x)),
+    )
+
+
+def layerwise(
+    b: Bench,
+    stem: str,
+    bits: int,
+    bars: dict[str, float],
+    limit_s: float | None,
+    methods: tuple[str, ...] = tuple(METHODS),
+) -> Iterator[Row]:
+    """Nearest rounding and each method at so many weight bits, 8-bit activations."""
+    plan = jqnt.plan(b.graph, jqnt.scheme(f"int{bits}", "uint8"))
+    name = f"{stem} W{bits}A8"
+    apply = jqnt.lower(b.graph)
+    for label, observer in (("min-max", MINMAX), ("MSE", exact_mse())):
+        theta = jqnt.calibrate(
+            apply, b.params, plan, b.batches, observer=sqnr(), weight_observer=observer
+        )
+        yield row(f"{name}: nearest, {label} scales", b.top1(b.params, jqnt.bind(theta, plan)), "%")
+    for method in methods:
+        settings = dict(METHODS[method])
+        bias = settings.pop("bias", False)
+        solve = functools.partial(learn_rounding, **settings)
+        start = time.perf_counter()
+        found = reconstruct(
+            b.graph, b.params, theta, plan, b.batches, solve, bias=bias, key=KEYS[0]
+        )
+        seconds = time.perf_counter() - start
+        top = b.top1(found.params, jqnt.bind(found.theta, plan))
+        yield row(f"{name}: {method}", top, "%", bars.get(method))
+        yield row(f"{name}: {method}, {len(found.layers)} layers", seconds, "s", limit_s)
+
+
+def resnet20(data: Path) -> Iterator[Row]:
+    b = bench(data, "cifar10_resnet20", cifar10(data), 100)
+    yield row("cifar10_resnet20: float", b.top1(b.params, {}), "%")
+    yield from layerwise(b, "cifar10_resnet20", 4, {"AdaRound": 79.0, "AdaRound + bias": 79.6}, 30)
+    yield from layerwise(b, "cifar10_resnet20", 3, {"AdaRound + bias": 77.5}, 30)
+    yield from layerwise(b, "cifar10_resnet20", 2, {}, 30)
+
+
+def resnet20_blocks(data: Path) -> Iterator[Row]:
+    """BRECQ and QDrop at two bits, from the layer-wise result."""
+    b = bench(data, "cifar10_resnet20", cifar10(data), 100)
+    plan = jqnt.plan(b.graph, jqnt.scheme("int2", "uint8"))
+    theta = jqnt.calibrate(
+        jqnt.lower(b.graph), b.params, plan, b.batches, observer=sqnr(),
+        weight_observer=exact_mse(),
+    )  # fmt: skip
+    first = reconstruct(
+        b.graph, b.params, theta, plan, b.batches, learn_rounding, bias=True, key=KEYS[0]
+    )
+    for label, drop in (("BRECQ", 0.0), ("QDrop", 0.5)):
+        tops, seconds = [], []
+        for key in KEYS:
+            start = time.perf_counter()
+            found = reconstruct_samples(
+                b.graph, first.params, first.theta, plan, b.batches, b.params, drop=drop, key=key
+            )
+            seconds.append(time.perf_counter() - start)
+            tops.append(b.top1(first.params, jqnt.bind(found.theta, plan)))
+        error = statistics.stdev(tops) / len(tops) ** 0.5
+        name = f"cifar10_resnet20 W2A8: {label}"
+        yield row(name, statistics.mean(tops), "%", 60.0, f"standard error {error:.2f}, 3 keys")
+        yield row(f"{name}, median", statistics.median(seconds), "s")
+
+
+def mobilenetv2(data: Path) -> Iterator[Row]:
+    b = bench(data, "imagenet_mobilenetv2_10", imagenet(data, "unit"), 20)
+    yield row("imagenet_mobilenetv2_10: float", b.top1(b.params, {}), "%")
+    bars = {"AdaRound": 75.0, "AdaRound + bias": 82.0}
+    yield from layerwise(b, "imagenet_mobilenetv2_10", 4, bars, 240, tuple(bars))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    yield row("peak memory of this process", peak, "GiB", 4.0)
+
+
+def mobilenetv1(data: Path) -> Iterator[Row]:
+    b = bench(data, "imagenet_mobilenetv1_025", imagenet(data, "standard"), 20)
+    yield row("imagenet_mobilenetv1_025: float", b.top1(b.params, {}), "%")
+    bars = {"AdaRound + bias": 45.0}
+    yield from layerwise(b, "imagenet_mobilenetv1_025", 4, bars, None)
+
+
+def digits_skew(data: Path) -> Iterator[Row]:
+    b = bench(data, "digits_mbv2_skew_bn", digits(data), 64)
+    yield row("digits_mbv2_skew_bn: float", b.top1(b.params, {}), "%")
+    yield from layerwise(b, "digits_mbv2_skew_bn", 4, {"AdaRound + bias": 97.0}, None)
+
+
+def exact(data: Path) -> Iterator[Row]:
+    """Layers of 12 weights a channel against the best of all 4,096 choices, in float64."""
+    out, inner = 32, 12
+    layer = layer_of(Node("Gemm", "n", ("x", "w"), ("y",), {"transB": 1}), "w", (out, inner))
+    up = np.array(list(itertools.product((0, 1), repeat=inner)))
+    for bits in (2, 3, 4):
+        gaps, worse = [], 0
+        for seed in range(5):
+            k = jax.random.split(jax.random.key(seed), 4)
+            x = jax.nn.relu(
+                jax.random.normal(k[0], (400, inner)) @ jax.random.normal(k[1], (inner,) * 2)
+            )
+            lossy = x + 0.1 * jax.random.normal(k[2], x.shape)
+            w = jax.random.normal(k[3], (out, inner))
+            scale = jnp.max(jnp.abs(w), 1) / (2 ** (bits - 1) - 1)
+            quantizer = jqnt.Affine(
+                scale, jnp.zeros(out), jnp.float32(bits), granularity=jqnt.Granularity(0)
+            )
+            moments = accumulate(layer, zero_moments(1, out, inner), w, x, lossy)
+            learned = learn_rounding(layer, moments, w, quantizer, key=KEYS[0]).quantizer(w)
+            low, high, _ = (np.asarray(a[0], np.float64) for a in choices(layer, w, w, quantizer))
+            x64, lossy64, w64 = (np.asarray(a, np.float64) for a in (x, lossy, w))
+            residual = (x64 - lossy64) @ w64.T
+            for o in range(out):
+                d = low[o] + up * (high[o] - low[o])
+                best = ((residual[:, o, None] - lossy64 @ d.T) ** 2).sum(0).min()
+                found, near = (
+                    (
+                        (residual[:, o] - lossy64 @ (np.asarray(v[o], np.float64) - w64[o])) ** 2
+                    ).sum()
+                    for v in (learned, quantizer(w))
+                )
+                gaps.append(100 * (found / best - 1))
+                worse += found > near * (1 + 1e-5)
+        name = f"12 weights a channel, {bits} bits, 160 channels: mean gap to the optimum"
+        yield row(
+            name, statistics.mean(gaps), "%-gap", None, f"median {statistics.median(gaps):.2g} %"
+        )
+        yield row(f"{bits} bits: channels worse than nearest", worse, "of 160", None)
+
+
+TABLES: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "resnet20": resnet20,
+    "resnet20_blocks": resnet20_blocks,
+    "mobilenetv2": mobilenetv2,
+    "mobilenetv1": mobilenetv1,
+    "digits": digits_skew,
+    "exact": exact,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
