@@ -129,6 +129,22 @@ kinds = ["conv", "dense"]
 kernel = 1
 stride = 1
 above_out_channels = 32
+
+[modes.burst]
+engines = { value = 1.0, source = "public latencies are measured in it" }
+memory = { value = 1.0, source = "public latencies are measured in it" }
+[modes.high_performance]
+engines = { value = 0.85, source = "assumed: one voltage corner below" }
+memory = { value = 0.95, source = "assumed" }
+[modes.balanced]
+engines = { value = 0.65, source = "assumed: two corners below" }
+memory = { value = 0.8, source = "assumed" }
+[modes.low_balanced]
+engines = { value = 0.5, source = "assumed: three corners below" }
+memory = { value = 0.65, source = "assumed" }
+[modes.power_saver]
+engines = { value = 0.35, source = "assumed: four corners below" }
+memory = { value = 0.5, source = "assumed" }
 """
 
 

@@ -1,18 +1,28 @@
-"""`jqnt profile`: predicted latency layer by layer, with what bounds each layer."""
+"""`jqnt profile`: predicted latency layer by layer, beside a measured one if there is one."""
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from jqnt import npu
 from jqnt.cli.console import emit
 from jqnt.cli.options import AsJson, Device, FrozenPath
 from jqnt.encodings import Encodings
 from jqnt.frozen import load_frozen
+from jqnt.npu import Workload, latency, latency_range, tables, workload
 from jqnt.npu import device as load_device
-from jqnt.npu import latency, latency_range, tables, workload
+from jqnt.npu.advice import advise, peak_memory_bytes
+from jqnt.npu.conversions import conversion_latency
 from jqnt.npu.layers import layer_costs
-from jqnt.report import layer_table
+from jqnt.npu.measured import Comparison, compare_profile
+from jqnt.npu.modes import in_mode
+from jqnt.npu.profiles import read_profile
+from jqnt.npu.tables import assignment_of
+from jqnt.report import layer_table, table_of
+from jqnt.report.roofline import roofline_figure, save_figure
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.fold_bn import fold_bn
 
@@ -32,10 +42,23 @@ def profile(
     ] = None,
     batch: Annotated[int, typer.Option(help="samples at once")] = 1,
     top: Annotated[int, typer.Option(help="show only so many layers, slowest first; 0: all")] = 0,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="performance mode of the device, such as balanced", show_default=False),
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="a QNN profile (CSV or text) to compare with", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="write a roofline plot (.svg, .png)", show_default=False)
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Predict a model's latency on a device, layer by layer."""
     target = load_device(device)
+    if mode is not None:
+        target = in_mode(target, mode)
     frozen = load_frozen(model)
     graph, params = fold_bn(*cleanup(frozen.graph, frozen.params))
     work = workload(graph, params, batch)
@@ -52,12 +75,68 @@ def profile(
         "latency_s": total,
         "fastest_legal_s": fastest,
         "slowest_legal_s": slowest,
+        "relative_error": float(target.relative_error),
         "size_bytes": sum(row.weight_bytes for row in rows),
+        "peak_memory_bytes": _peak(work, choice, target),
+        "conversions_s": float(conversion_latency(work, choice, target)),
         "layers": layers,
+        "advice": [asdict(advice) for advice in advise(work, choice, target)],
     }
     shown = sorted(layers, key=lambda row: -row["latency_s"])[:top] if top else layers
     title = (
         f"{frozen.graph.name} on {target.name}: {1e3 * total:.4g} ms "
         f"(fastest legal plan {1e3 * fastest:.4g} ms, slowest {1e3 * slowest:.4g} ms)"
     )
-    emit(document, [layer_table(shown, title)], json)
+    tables_shown = [layer_table(shown, title)]
+    if document["advice"]:
+        tables_shown.append(_advice_table(document["advice"]))
+    if measured is not None:
+        compared = compare_profile(read_profile(measured), work, choice, target)
+        document["measured"] = _measured(compared)
+        tables_shown.append(_measured_table(document["measured"]))
+    if plot is not None:
+        save_figure(roofline_figure(rows, target), plot)
+    emit(document, tables_shown, json)
+
+
+def _peak(work: Workload, choice: Any, target: npu.Device) -> float:
+    """At the widest formats of the plan."""
+    used = [target.pairs[column] for column in assignment_of(work, choice, target)]
+    bits = max(pair.activation_bits for pair in used), max(pair.weight_bits for pair in used)
+    return peak_memory_bytes(work, *bits)
+
+
+def _advice_table(advice: list[dict[str, Any]]) -> Table:
+    rows = [
+        {**a, "us": 1e6 * a["seconds"], "count": len(a["groups"]), "first": a["groups"][0]}
+        for a in advice
+    ]
+    columns = {"us": "us", "count": "layers", "first": "such as", "text": "advice"}
+    return table_of("Advice", columns, rows)
+
+
+def _measured(compared: Comparison) -> dict[str, Any]:
+    return {
+        "predicted_s": compared.predicted_s,
+        "measured_s": compared.measured_s,
+        "layers": [asdict(group) for group in compared.groups],
+        "unmatched": [node.name for node in compared.unmatched],
+        "missing": list(compared.missing),
+        "fallbacks": list(compared.fallbacks),
+    }
+
+
+def _measured_table(found: dict[str, Any]) -> Table:
+    rows = [
+        {**g, "said": 1e6 * g["predicted_s"], "seen": 1e6 * g["measured_s"],
+         "where": "CPU" if g["on_cpu"] else "NPU"}
+        for g in sorted(found["layers"], key=lambda g: -g["measured_s"])
+    ]  # fmt: skip
+    title = (
+        f"Measured {1e3 * found['measured_s']:.4g} ms, predicted {1e3 * found['predicted_s']:.4g} "
+        f"ms; {len(found['unmatched'])} nodes of the profile and {len(found['missing'])} layers of "
+        f"the model have no partner; {len(found['fallbacks'])} layers ran on the CPU"
+    )
+    columns = {"name": "layer", "op": "operator", "seen": "measured us", "said": "predicted us",
+               "where": "ran on"}  # fmt: skip
+    return table_of(title, columns, rows)

@@ -53,7 +53,7 @@ class Device:
     that holds 80 % of the errors on networks that were not fitted.
 
     `array` describes arrays that work block by block; products, windows and elementwise work then
-    follow from it.
+    follow from it. `modes` are (name, factor of the engines, factor of the DRAM bandwidth).
     """
 
     macs_per_s: dict[str, Leaf]
@@ -84,6 +84,7 @@ class Device:
     legal: tuple[tuple[str, tuple[str, ...]], ...] = struct.field(pytree_node=False, default=())
     narrow: NarrowWeights = struct.field(pytree_node=False, default=NarrowWeights())
     array: BlockArray | None = struct.field(pytree_node=False, default=None)
+    modes: tuple[tuple[str, float, float], ...] = struct.field(pytree_node=False, default=())
 
     def cost_of(self, kind: str, activation: str) -> Leaf:
         """The cost of one element of vector work in a format of activations."""
@@ -207,6 +208,14 @@ def _build(document: dict[str, Any], path: Path) -> Device:
         legal=tuple((op, tuple(names)) for op, names in document.get("legal", {}).items()),
         narrow=NarrowWeights(**narrow),
         array=_array(document["array"], path) if "array" in document else None,
+        modes=tuple(
+            (
+                name,
+                _number(entry["engines"], f"modes.{name}.engines", path),
+                _number(entry["memory"], f"modes.{name}.memory", path),
+            )
+            for name, entry in document.get("modes", {}).items()
+        ),
     )
 
 

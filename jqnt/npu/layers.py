@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jqnt.encodings import Encodings
-from jqnt.npu.cost import group_costs
+from jqnt.npu.cost import Costs, group_costs
 from jqnt.npu.devices import Device
 from jqnt.npu.pairs import Pair
 from jqnt.npu.tables import assignment_of
@@ -25,7 +25,10 @@ class LayerCost:
 
     `weight` and `output` name tensors ("" without a weight). `bottleneck` is the longest of
     compute, memory and dispatch, or "cpu" for an operator that the device does not run.
-    `intensity` is multiply-accumulates per byte moved.
+    `compute_s` is the longer of `matrix_s` (products) and `vector_s` (all else), `memory_s` what
+    prefetching leaves of the DRAM time, of which it hides `hidden_s`. `intensity` is
+    multiply-accumulates per byte moved; beyond `ridge` the rate bounds it, not the bandwidth.
+    `utilization` is the share of the peak rate of `pair` that the group reaches.
     """
 
     name: str
@@ -41,6 +44,13 @@ class LayerCost:
     weight_bytes: float
     traffic_bytes: float
     vtcm_bytes: float
+    matrix_s: float
+    vector_s: float
+    hidden_s: float
+    overhead_s: float
+    energy_j: float
+    ridge: float
+    utilization: float
 
     @property
     def intensity(self) -> float:
@@ -60,29 +70,38 @@ def layer_costs(
 
     def row(index: int) -> LayerCost:
         cost = jax.tree.map(lambda x: float(np.asarray(x)[index]), tables[columns[index]])
-        op = workload.ops[index]
+        op, pair = workload.ops[index], device.pairs[columns[index]]
+        rate = float(device.macs_per_s[pair.name])
+        bandwidth = float(device.dram_bytes_per_s) * float(device.dram_efficiency)
         return LayerCost(
             name=workload.groups[index],
             op=op,
-            pair=device.pairs[columns[index]].name,
+            pair=pair.name,
             weight=workload.weights[index],
             output=workload.outputs[index],
             latency_s=cost.latency_s,
             compute_s=cost.compute_s,
             memory_s=cost.memory_s,
-            bottleneck=_bottleneck(op, cost.compute_s, cost.memory_s, device),
+            bottleneck=_bottleneck(op, cost, device),
             macs=cost.macs,
             weight_bytes=cost.weight_bytes,
             traffic_bytes=cost.traffic_bytes,
             vtcm_bytes=cost.vtcm_bytes,
+            matrix_s=cost.matrix_s,
+            vector_s=cost.vector_s,
+            hidden_s=cost.hidden_s,
+            overhead_s=cost.overhead_s,
+            energy_j=cost.energy_j,
+            ridge=rate / bandwidth,
+            utilization=cost.macs / (rate * cost.latency_s) if cost.latency_s else 0.0,
         )
 
     return tuple(row(index) for index in range(len(workload.groups)))
 
 
-def _bottleneck(op: str, compute_s: float, memory_s: float, device: Device) -> Bottleneck:
+def _bottleneck(op: str, cost: Costs, device: Device) -> Bottleneck:
     if op in device.cpu:
         return "cpu"
-    if max(compute_s, memory_s) < float(device.dispatch_s):
+    if max(cost.compute_s, cost.memory_s) < cost.overhead_s:
         return "dispatch"
-    return "compute" if compute_s >= memory_s else "memory"
+    return "compute" if cost.compute_s >= cost.memory_s else "memory"
