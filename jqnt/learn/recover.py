@@ -45,7 +45,7 @@ Batches = Sequence[Mapping[str, np.ndarray]]
 _COUNT = 7
 """Steps of the staircase, for progress."""
 
-_SEARCH_MACS, _BATCH_MACS, _TRAIN_MACS = 1e10, 6e9, 4e11
+_SEARCH_MACS, _BATCH_MACS, _TRAIN_MACS = 5e9, 6e9, 4e11
 """Multiply-accumulates of one forward pass over the samples of the search, of a training batch,
 of all training batches: how many samples a network of any size can afford on two cores."""
 
@@ -237,7 +237,7 @@ def _mixed(
         prices(choices, network.workload, bench.device), data,
         divergence=divergence_of(outputs),
     )  # fmt: skip
-    found = search(problem, [budget_s], progress=clock.told, key=keys[0])
+    found = search(problem, [budget_s], steps=100, progress=clock.told, key=keys[0])
     decided = replace(draft, plan=found.plan, theta=found.theta)
     proof = found.certificate
     share = proof.gap / max(proof.loss, np.finfo(float).tiny)
