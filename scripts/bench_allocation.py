@@ -136,8 +136,8 @@ def _instances(data: Path) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, A
 def enumeration(data: Path) -> Iterator[Row]:
     """What is found against the best of all plans, by the true loss on the same samples."""
     cases = (
-        ("digits_resnet8_bn", digits(data).calib[:64], 6, 5),
-        ("cifar10_resnet20", cifar10(data).calib[:32], 8, 3),
+        ("digits_resnet8_bn", digits(data).calib[:32], 6, 5),
+        ("cifar10_resnet20", cifar10(data).calib[:16], 8, 3),
     )
     for stem, images, groups, options in cases:
         problem = _problem(data, stem, images, groups=groups, options=options)

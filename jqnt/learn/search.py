@@ -56,7 +56,7 @@ def search(
     space: Space,
     budget: Sequence[float] | np.ndarray,
     *,
-    steps: int = 200,
+    steps: int = 150,
     start: Mapping[str, Any] | None = None,
     trainable: Trainable = choice_logits,
     ledger: Ledger | None = None,

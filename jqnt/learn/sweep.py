@@ -17,7 +17,7 @@ def sweep(
     space: Space,
     budgets: Sequence[Sequence[float]] | np.ndarray,
     *,
-    steps: int = 200,
+    steps: int = 150,
     progress: Report | None = None,
     key: PRNGKeyArray,
 ) -> list[Found]:
