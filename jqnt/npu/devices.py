@@ -1,7 +1,7 @@
 """Devices: rates, memories, granules, overheads and legal formats, read from TOML profiles."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,7 @@ def sources(name_or_path: str | Path) -> dict[str, str]:
     """Dotted name of each number of a profile -> where it comes from."""
     path = Path(name_or_path)
     document = _read(path if path.suffix == ".toml" else _FOLDER / f"{name_or_path}.toml")
-    found = {}
-    for key, entry in document.items():
-        if isinstance(entry, dict) and "source" in entry:
-            found[key] = entry["source"]
-        elif isinstance(entry, dict):
-            found.update(
-                {f"{key}.{k}": v["source"] for k, v in entry.items() if isinstance(v, dict)}
-            )
-    return found
+    return dict(_sources(document, ""))
 
 
 _NUMBERS = {
@@ -170,6 +162,14 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+def _sources(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, entry in table.items():
+        if isinstance(entry, dict) and "value" in entry:
+            yield prefix + key, entry["source"]
+        elif isinstance(entry, dict):
+            yield from _sources(entry, f"{prefix}{key}.")
+
+
 def _build(document: dict[str, Any], path: Path) -> Device:
     names = {f.name for f in fields(Device)} | {"description", "narrow_weights"}
     for key in document:
@@ -191,7 +191,10 @@ def _build(document: dict[str, Any], path: Path) -> Device:
         for key in keys:
             if key not in numbers[table]:
                 raise ConfigError(f"{path}: {table} has no entry {key!r}")
-    pairs = tuple(pair_named(name) for name in document.get("pairs", ()))
+    try:
+        pairs = tuple(pair_named(name) for name in document.get("pairs", ()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     for pair in pairs:
         for table, key in (("macs_per_s", pair.name), ("vector_per_s", pair.activation)):
             if key not in numbers[table]:

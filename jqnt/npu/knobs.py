@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jqnt.errors import ConfigError, nearest
 from jqnt.npu.devices import Device
+from jqnt.types import Leaf
 
 __all__ = ["HEXAGON", "Knob", "paths_of", "scaled", "start_values"]
 
@@ -73,7 +74,7 @@ def start_values(knobs: Sequence[Knob], devices: int) -> dict[str, Array]:
     return {k.name: jnp.zeros(devices if k.apart else ()) for k in knobs}
 
 
-def scaled(device: Device, knobs: Sequence[Knob], values: Mapping[str, Array]) -> Device:
+def scaled(device: Device, knobs: Sequence[Knob], values: Mapping[str, Leaf]) -> Device:
     """The device with the knobs turned; ConfigError for a path that matches nothing."""
     known = paths_of(device)
     factor: dict[str, Any] = {}
