@@ -333,8 +333,8 @@ def _size_bytes(params: Params, encodings: Encodings) -> float:
         encoding = encodings.tensors.get(name)
         bits = 32 if encoding is None else encoding.format.bits
         total += np.size(value) * bits / 8
-        if encoding is not None and encoding.scale is not None:
-            total += np.size(encoding.scale) * 8
+        if encoding is not None and encoding.scale is not None and bits < 32:
+            total += np.size(encoding.scale) * 8  # a bias's scale follows from two others
     return total
 
 
