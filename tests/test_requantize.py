@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jqnt.integer.requantize import DIVIDE, FLOAT
+from jqnt.errors import UnsupportedError
+from jqnt.integer.requantize import DIVIDE, FLOAT, MNN, NCNN
+from jqnt.integer.requantize_fixed import DOUBLE, DYADIC, POWER, SINGLE
 from jqnt.integer.rule import Out, along_last
 
 CHANNELS = 64
@@ -31,7 +33,7 @@ def test_float_requantization(zero_point, low, high, ties):
     if ties:
         sx, sy, sw = np.float32(0.5), np.float32(1), np.full(CHANNELS, 2.0**-3, np.float32)
     bias = rng.integers(-(2**18), 2**18, CHANNELS)
-    table = FLOAT.prepare(sx, sw, sy, bias)
+    table = FLOAT.prepare(sx, sw, sy, bias, bias)
     out = Out(np.int32(zero_point), np.int32(low), np.int32(high))
     ours = jax.jit(lambda a, t: FLOAT.apply(a, along_last(t, 2), out))(acc, table)
     total = (acc.astype(np.int64) + bias).astype(np.int32).astype(np.float32)
@@ -49,3 +51,77 @@ def test_rescaling_divides():
         real = (codes - 3).astype(np.float32) * sx
         expected = np.clip(np.rint(real / sy) + 5, -128, 127)
         np.testing.assert_array_equal(np.asarray(ours), expected)
+
+
+def _sample(rule, power=False):
+    rng = np.random.default_rng(2)
+    acc = _accumulators() >> 2
+    sx, sy = np.float32(0.0123), np.float32(0.0456)
+    sw = rng.uniform(1e-4, 1e-2, CHANNELS).astype(np.float32)
+    if power:
+        sx, sy, sw = (
+            np.float32(0.5),
+            np.float32(1),
+            np.float32(2.0 ** -rng.integers(3, 12, CHANNELS)),
+        )
+    bias = rng.integers(-(2**18), 2**18, CHANNELS)
+    real = (bias * (np.float64(sx) * sw)).astype(np.float32)
+    table = rule.prepare(sx, sw, sy, bias, real)
+    out = Out(np.int32(-7), np.int32(-128), np.int32(127))
+    ours = jax.jit(lambda a, t: rule.apply(a, along_last(t, 2), out))(acc, table)
+    return np.asarray(ours), acc, sx, sw, sy, bias, real
+
+
+def _multiplier(sx, sw, sy):
+    """Python's exact frexp, rounded half away, as in TFLite."""
+    mantissa, exponent = np.frexp(np.float64(sx) * sw.astype(np.float64) / np.float64(sy))
+    return np.floor(mantissa * 2.0**31 + 0.5).astype(np.int64), exponent
+
+
+def _clip(value):
+    return np.clip(value - 7, -128, 127)
+
+
+def test_two_roundings():
+    ours, acc, sx, sw, sy, bias, _ = _sample(DOUBLE)
+    m, shift = _multiplier(sx, sw, sy)
+    total = (acc.astype(np.int64) + bias) << np.maximum(shift, 0)
+    high = (total * m + 2**30) >> 31
+    right = np.maximum(-shift, 0)
+    magnitude = (np.abs(high) + ((1 << right) >> 1)) >> right
+    np.testing.assert_array_equal(ours, _clip(np.sign(high) * magnitude))
+
+
+@pytest.mark.parametrize("rule, power", [(SINGLE, False), (POWER, True), (DYADIC, False)])
+def test_one_rounding(rule, power):
+    ours, acc, sx, sw, sy, bias, _ = _sample(rule, power)
+    m, shift = _multiplier(sx, sw, sy)
+    product, right = (acc.astype(np.int64) + bias) * m, 31 - shift
+    expected = (product + (np.int64(1) << (right - 1))) >> right
+    if rule is DYADIC:
+        rest = product & ((np.int64(1) << right) - 1)
+        tie = rest == (np.int64(1) << (right - 1))
+        expected = np.where(tie & (expected & 1 == 1), expected - 1, expected)
+    np.testing.assert_array_equal(ours, _clip(expected))
+
+
+def test_shifts_need_powers_of_two():
+    with pytest.raises(UnsupportedError, match="to be a power of two"):
+        _sample(POWER)
+
+
+def _away(value):
+    return np.trunc(value + np.copysign(np.float32(0.5), value)).astype(np.float64)
+
+
+def test_mnn_keeps_its_bias_real():
+    ours, acc, sx, sw, sy, _, real = _sample(MNN)
+    value = acc.astype(np.float32) * (sw * sx / sy) + real / sy
+    np.testing.assert_array_equal(ours, _clip(_away(value)))
+
+
+def test_ncnn_multiplies_by_reciprocals():
+    ours, acc, sx, sw, sy, _, real = _sample(NCNN)
+    one = np.float32(1)
+    value = acc.astype(np.float32) * (one / ((one / sx) * (one / sw))) + real
+    np.testing.assert_array_equal(ours, _clip(_away(value * (one / sy))))

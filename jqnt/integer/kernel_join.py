@@ -73,13 +73,15 @@ def rescaling(x: Encoding, y: Encoding, site: Site, where: str) -> dict[str, Any
     (sx, zx), (sy, zy) = per_tensor(x, where), per_tensor(y, where)
     if (sx, zx, x.format) == (sy, zy, y.format):
         return None
+    if site.arithmetic.rescale is None:
+        raise UnsupportedError(f"{where}: this arithmetic cannot move codes to another grid")
     return site.arithmetic.rescale.prepare(sx, zx, sy)
 
 
 def rescaled(x: Any, grid: Encoding, y: Encoding, table: Any, site: Site, out: Out) -> Any:
     """The codes of `x` on grid y, clamped, in y's container."""
     codes = true_codes(x, grid)
-    if table is None:
+    if table is None or site.arithmetic.rescale is None:
         return store(jnp.clip(codes, out.low, out.high), y)
     return store(site.arithmetic.rescale.apply(codes, table, out), y)
 

@@ -12,7 +12,7 @@ from jqnt.graph.ir import Node
 from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.accumulate import accumulate, convolve, dot, int8_pieces, is_wide, offset
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
-from jqnt.integer.rule import along_last, container, store
+from jqnt.integer.rule import Rule, along_last, container, store
 from jqnt.ops.window import window
 
 __all__ = ["CONV", "GEMM", "MATMUL"]
@@ -105,32 +105,40 @@ def _table(
     sx = np.float32(alpha) * sx
     summed = tuple(range(matrix.ndim - 1))
     box = container(x.format)  # pyright: ignore[reportArgumentType]
+    codes, real = _bias(group, site, sx * scale)
     table = {
         "pieces": int8_pieces(matrix),
         "sums": matrix.sum(summed).astype(np.int32),
         "zx": np.int32(zx - box.shift),
-        "rule": site.arithmetic.requantize.prepare(sx, scale, sy, _bias(group, site, sx * scale)),
+        "rule": _rule(group, site).prepare(sx, scale, sy, codes, real),
         **clamp(group, site),
     }
-    if box.dtype.itemsize > 1 and is_wide(int(np.abs(matrix).sum(summed).max())):
+    wide = box.dtype.itemsize > 1
+    if wide and not site.arithmetic.wide:
+        raise UnsupportedError(f"{where}: this arithmetic has no activations of 16 bits")
+    if wide and is_wide(int(np.abs(matrix).sum(summed).max())):
         table["wide"] = ()
     return table
 
 
-def _bias(group: Group, site: Site, scale: np.ndarray) -> np.ndarray:
+def _bias(group: Group, site: Site, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 codes at `scale`, and the real values, one per output."""
     node = group.head
     name = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
     beta = node.attrs.get("beta", 1.0) if node.op == "Gemm" else 1.0
     if name is not None and beta != 1:
         raise UnsupportedError(f"{site.where(group)}: beta is {beta}; fold it into the bias")
-    return site.operands.bias_codes(name, scale)
+    if name is None:
+        return np.zeros(scale.shape, np.int64), np.zeros(scale.shape, np.float32)
+    real = np.broadcast_to(site.operands.value(name).reshape(-1), scale.shape)
+    return site.operands.bias_codes(name, scale), real
 
 
 def _finish(group: Group, site: Site, table: Any, acc: Any, dtype: Any, last: bool) -> Laid:
     rank = (acc[0] if isinstance(acc, tuple) else acc).ndim
     last = last and rank > 2
     acc = offset(acc, along_last(table["sums"], rank), table["zx"], dtype != jnp.int8)
-    codes = site.arithmetic.requantize.apply(
+    codes = _rule(group, site).apply(
         acc, along_last(table["rule"], rank), out_grid(table, rank, last)
     )
     return Laid(store(codes, _grid(group, site)), last)
@@ -138,6 +146,11 @@ def _finish(group: Group, site: Site, table: Any, acc: Any, dtype: Any, last: bo
 
 def _grid(group: Group, site: Site) -> Encoding:
     return site.grids[group.output]
+
+
+def _rule(group: Group, site: Site) -> Rule:
+    dense = site.arithmetic.dense
+    return site.arithmetic.requantize if dense is None or group.head.op == "Conv" else dense
 
 
 def _first(values: Sequence[Laid | None]) -> Laid:

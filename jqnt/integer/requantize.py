@@ -10,10 +10,10 @@ from jqnt.affine import divide
 from jqnt.integer.exact import Wide, exact_mul, to_float
 from jqnt.integer.rule import Out, Rule
 
-__all__ = ["DIVIDE", "FLOAT", "quantize_float"]
+__all__ = ["DIVIDE", "FLOAT", "MNN", "NCNN", "add_bias", "quantize_float"]
 
 
-def _float_prepare(sx: np.float32, sw: np.ndarray, sy: np.float32, bias: np.ndarray) -> dict:
+def _float_prepare(sx, sw, sy, bias: np.ndarray, real_bias: np.ndarray) -> dict:
     """s = f32(f32(sx * sw) / sy); the bias is int64 codes of scale sx * sw."""
     limit = np.iinfo(np.int32)
     scale = (np.float32(sx) * np.asarray(sw, np.float32)) / np.float32(sy)
@@ -36,6 +36,43 @@ def _divide_apply(codes: Int[Array, "..."], table: dict, out: Out) -> Int[Array,
     return _round_to(divide(real, table["sy"]), out)
 
 
+def _mnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
+    """s = sx * sw / sy and bias / sy, float32."""
+    sw, sy = np.asarray(sw, np.float32), np.float32(sy)
+    return {"scale": sw * np.float32(sx) / sy, "bias": np.asarray(real_bias, np.float32) / sy}
+
+
+def _mnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
+    """v = f32(acc) * s + bias, two roundings; q = trunc(v + copysign(0.5, v)) + z."""
+    total = to_float(acc)
+    product = exact_mul(total, jnp.broadcast_to(table["scale"], total.shape))
+    return _half_away(product + table["bias"], out)
+
+
+def _ncnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
+    """ncnn keeps the reciprocals: r = f32(1 / (f32(1/sx) * f32(1/sw))), t = f32(1/sy)."""
+    one = np.float32(1)
+    rx, rw = one / np.float32(sx), one / np.asarray(sw, np.float32)
+    bias = np.asarray(real_bias, np.float32)
+    return {"scale": one / (rx * rw), "bias": bias, "top": one / np.float32(sy)}
+
+
+def _ncnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
+    """v = f32(acc) * r + bias; q = round half away(v * t): no zero points."""
+    total = to_float(acc)
+    product = exact_mul(total, jnp.broadcast_to(table["scale"], total.shape))
+    real = product + table["bias"]
+    return _half_away(exact_mul(real, jnp.broadcast_to(table["top"], real.shape)), out)
+
+
+def _half_away(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
+    """trunc(v + copysign(0.5, v)) in float32, as C code without roundf does it."""
+    low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
+    value = jnp.clip(value, low - 1, high + 1)
+    whole = jnp.trunc(value + jnp.where(value < 0, -0.5, 0.5))
+    return jnp.clip(whole, low, high).astype(jnp.int32) + out.zero_point
+
+
 def quantize_float(x: Float[Array, "..."], scale: Any, out: Out) -> Int[Array, "..."]:
     """q = rint(x / scale) + z, clipped: ONNX QuantizeLinear."""
     return _round_to(divide(x, scale), out)
@@ -56,6 +93,12 @@ def _round_to(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
 
 FLOAT = Rule(_float_prepare, _float_apply)
 """One float32 product, round half to even: onnxruntime's MlasRequantizeOutput."""
+
+MNN = Rule(_mnn_prepare, _mnn_apply)
+"""MNN's int8 convolutions: the bias stays real, halves go away from zero."""
+
+NCNN = Rule(_ncnn_prepare, _ncnn_apply)
+"""ncnn's requantized int8 layers, symmetric grids of -127 to 127."""
 
 DIVIDE = Rule(_divide_prepare, _divide_apply)
 """DequantizeLinear then QuantizeLinear in float32."""

@@ -1,0 +1,156 @@
+"""int8 .tflite files that we write, run in LiteRT: its codes are the emulation's."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from jqnt.encodings import Encoding, Encodings
+from jqnt.errors import UnsupportedError
+from jqnt.freeze import freeze
+from jqnt.graph.lower import lower
+from jqnt.graph.onnx_import import import_onnx
+from jqnt.integer import lower as lower_integers
+from jqnt.interop.tflite import to_tflite
+from jqnt.learn.calibrate import calibrate
+from jqnt.placement import plan
+from jqnt.plan import bind
+from jqnt.transforms.cleanup import cleanup
+from jqnt.transforms.fold_bn import fold_bn
+from tests.built import node
+from tests.conftest import ROOT
+from tests.quantized_case import S8, U8, case, encoded
+
+PYTHON = ROOT / ".venv-oracles" / "bin" / "python"
+KERNELS = {"ref": "tflite-reference", "auto": "xnnpack"}
+
+needs_oracle = pytest.mark.skipif(not PYTHON.exists(), reason="no oracles: run scripts/oracles")
+
+
+def _int8(codes, encoding):
+    return (codes.astype(int) - (0 if encoding.format.signed else 128)).astype(np.int8)
+
+
+def _last(codes):
+    return np.ascontiguousarray(codes.transpose(0, 2, 3, 1)) if codes.ndim == 4 else codes
+
+
+def _mismatches(folder, graph, params, encodings, inputs, kernels, batch=None):
+    (name,), (result,) = graph.inputs, graph.outputs
+    images = inputs[name]
+    model = to_tflite(graph, params, encodings, batch=batch or len(images))
+    (folder / "m.tflite").write_bytes(model)
+    np.save(folder / "x.npy", _last(_int8(encodings[name].quantize(images), encodings[name])))
+    command = [PYTHON, ROOT / "tests" / "oracle_tflite.py", "m.tflite", "x.npy", "y.npy", kernels]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = np.load(folder / "y.npy")
+    run = lower_integers(graph, params, encodings, KERNELS[kernels])
+    ours = np.asarray(run({name: images}, integers=True)[result])
+    ours = _last(_int8(ours, encodings[result]))
+    assert ours.shape == theirs.shape and len(np.unique(theirs)) > 10
+    return int((ours != theirs).sum())
+
+
+def _normal(seed, *shape, scale=1.0):
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
+RELU = node("Relu", "c", "y")
+CASES = {
+    "conv": (
+        [node("Conv", "x w b", "c", pads=[1] * 4), RELU],
+        (8, 8, 16, 16),
+        {"w": (16, 8, 3, 3), "b": (16,)},
+        ["y"],
+    ),
+    "pointwise": (
+        [node("Conv", "x w b", "c"), RELU],
+        (8, 16, 12, 12),
+        {"w": (24, 16, 1, 1), "b": (24,)},
+        ["y"],
+    ),
+    "padded and strided": (
+        [node("Conv", "x w", "c", pads=[1] * 4, strides=[2, 2]), RELU],
+        (8, 3, 16, 16),
+        {"w": (16, 3, 3, 3)},
+        ["y"],
+    ),
+    "depthwise": (
+        [node("Conv", "x w b", "y", pads=[1] * 4, group=12)],
+        (8, 12, 14, 14),
+        {"w": (12, 1, 3, 3), "b": (12,)},
+        ["y"],
+    ),
+    "fully connected": (
+        [node("Gemm", "x w b", "y", transB=1)],
+        (2000, 64),
+        {"w": (60, 64), "b": (60,)},
+        ["y"],
+    ),
+    "sum": (
+        [node("Conv", "x w", "c"), node("Add", "x c", "y")],
+        (8, 16, 16, 16),
+        {"w": (16, 16, 1, 1)},
+        ["c", "y"],
+    ),
+    "product": (
+        [node("Conv", "x w", "c"), node("Mul", "x c", "y")],
+        (8, 16, 16, 16),
+        {"w": (16, 16, 1, 1)},
+        ["c", "y"],
+    ),
+    "mean": ([node("GlobalAveragePool", "x", "y")], (32, 64, 7, 7), {}, ["y"]),
+}
+
+
+@needs_oracle
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_code_is_litert_s(tmp_path, name, kernels):
+    nodes, shape, sizes, tensors = CASES[name]
+    inputs = {"x": _normal(1, *shape)}
+    params = {k: _normal(i, *size) for i, (k, size) in enumerate(sizes.items(), 5)}
+    graph, params = case(nodes, inputs, ["y"], params)
+    for seed, grid in enumerate((U8, S8)):
+        encodings = encoded(graph, params, inputs, tensors, activation=grid, seed=seed)
+        assert _mismatches(tmp_path, graph, params, encodings, inputs, kernels) == 0
+
+
+@needs_oracle
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_moving_codes_to_another_grid(tmp_path, kernels):
+    inputs = {"x": _normal(1, 8, 16, 32, 32)}
+    nodes = [node("Relu", "x", "r"), node("Relu", "r", "y")]
+    graph, params = case(nodes, inputs, ["y"], {})
+    tensors = dict(encoded(graph, params, inputs, ["y"]).tensors)
+    tensors["r"] = Encoding(U8, np.float32(tensors["x"].scale * 0.7), np.int64(0))
+    tensors["y"] = Encoding(U8, tensors["y"].scale, np.int64(0))
+    found = _mismatches(tmp_path, graph, params, Encodings(tensors), inputs, kernels)
+    assert found == 0
+
+
+@needs_oracle
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", ["digits_resnet8_folded", "digits_mbv2_folded"])
+def test_whole_digits_models(data, tmp_path, name, kernels):
+    graph, params, _ = import_onnx(data / "models" / f"{name}.onnx")
+    graph, params = cleanup(*fold_bn(graph, params))
+    images = np.load(data / "digits_32x32.npz")["x_test"][:256]
+    inputs = {graph.inputs[0]: images}
+    chosen = plan(graph, target="tflite")
+    theta = calibrate(lower(graph), params, chosen, [{graph.inputs[0]: images[:128]}])
+    params, encodings = freeze(graph, params, bind(theta, chosen))
+    assert _mismatches(tmp_path, graph, params, encodings, inputs, kernels, batch=64) == 0
+
+
+def test_what_tflite_does_not_have():
+    inputs = {"x": _normal(1, 2, 4, 6, 6)}
+    graph, params = case([node("LeakyRelu", "x", "y")], inputs, ["y"], {})
+    with pytest.raises(UnsupportedError, match="LeakyRelu node 'n_y' has no int8 kernel"):
+        to_tflite(graph, params, encoded(graph, params, inputs, ["y"]))
+    graph, params = case(
+        [node("Conv", "x w", "y", group=2)], inputs, ["y"], {"w": _normal(2, 4, 2, 1, 1)}
+    )
+    with pytest.raises(UnsupportedError, match="full or depthwise"):
+        to_tflite(graph, params, encoded(graph, params, inputs, ["y"]))
