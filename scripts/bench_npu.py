@@ -384,7 +384,18 @@ def _slopes(w: Workload, device: npu.Device) -> float:
 
 def speed(inputs: Inputs) -> Iterator[Row]:
     """Seconds of latency and gradient after compilation; growth with the number of groups."""
-    del inputs
+    device = npu.device("snapdragon-8-gen-3")
+    for model, w in read_graphs(inputs.graphs, {"densenet121", "resnet50"}).items():
+        ones = jnp.full((len(w.groups), len(device.pairs)), 1 / len(device.pairs))
+
+        def whole(d: npu.Device, w: Workload = w, ones: jax.Array = ones) -> jax.Array:
+            return npu.expected_latency(npu.tables(w, d), ones)
+
+        slope = jax.jit(jax.value_and_grad(whole))
+        taken = _median(lambda slope=slope: slope(device))
+        size = f"{len(w.groups)} groups, {len(device.pairs)} pairs"
+        yield row(f"tables and gradient in the device, {model}, {size}", 1e3 * taken, "ms",
+                  None, None)  # fmt: skip
     times = {}
     for nodes in (200, 1000, 5000):
         table = jnp.abs(jnp.sin(jnp.arange(nodes * 8.0))).reshape(nodes, 8)
