@@ -169,6 +169,19 @@ def test_functions_of_one_code(op):
         _check(nodes, {"x": _normal(1, 3, 5, 9, 8, scale=2)}, {}, ["y"], activation=grid)
 
 
+@pytest.mark.parametrize("length", [5, 100, 1001])
+def test_softmax(length):
+    """Scale 1/256 as converters give it, and finer and coarser ones."""
+    inputs = {"x": _normal(1, 40, length, scale=3)}
+    graph, params = case([node("Softmax", "x", "y", axis=-1)], inputs, ["y"], {})
+    for grid in (U8, S8):
+        for scale in (2.0**-8, 0.0031, 0.011):
+            encodings = encoded(graph, params, inputs, [], activation=grid)
+            y = Encoding(grid, np.float32(scale), np.int64(grid.limits[0]))
+            encodings = Encodings({**encodings.tensors, "y": y})
+            assert mismatches(graph, params, encodings, inputs) == 0
+
+
 MOVES = {
     "slice": node("Slice", "x starts ends axes steps", "y"),
     "pad": node("Pad", "x pads", "y"),

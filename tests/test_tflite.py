@@ -144,6 +144,20 @@ def test_whole_digits_models(data, tmp_path, name, kernels):
     assert _mismatches(tmp_path, graph, params, encodings, inputs, kernels, batch=64) == 0
 
 
+def test_mobilenet_is_tensorflow_s(data):
+    """A published int8 model, read as QDQ; outputs of TensorFlow Lite 2.21's reference kernels."""
+    graph, params, encodings = import_onnx(
+        data / "models" / "imagenet_mobilenetv2_10_int8_qdq.onnx"
+    )
+    known = np.load(data / "mobilenetv2_int8_tflite_reference.npz")
+    run = lower_integers(graph, params, encodings, "tflite-reference")
+    wrong = 0
+    for image, expected in zip(known["images"], known["tflite_reference_output"], strict=True):
+        ours = run({"input": image[None]}, integers=True)["Identity"]
+        wrong += int((np.asarray(ours)[0] != expected).sum())
+    assert wrong == 0
+
+
 def test_what_tflite_does_not_have():
     inputs = {"x": _normal(1, 2, 4, 6, 6)}
     graph, params = case([node("LeakyRelu", "x", "y")], inputs, ["y"], {})

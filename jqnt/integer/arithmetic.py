@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jqnt.errors import ConfigError, nearest
-from jqnt.integer import binary, binary_fixed, mean, requantize, requantize_fixed, xnnpack
+from jqnt.integer import binary, binary_fixed, mean, requantize, requantize_fixed, softmax, xnnpack
 from jqnt.integer.rule import Rule
 
 __all__ = ["ARITHMETICS", "Arithmetic", "arithmetic_named"]
@@ -37,6 +37,7 @@ class Arithmetic(NamedTuple):
     fused: Mapping[str, tuple[str, ...]] = _FUSED
     wide: bool = False
     dense: Rule | None = None
+    softmax: Rule | None = None
 
 
 _ALL = (
@@ -49,6 +50,7 @@ _ALL = (
         mean.FLOAT,
         mean.FLOAT_WINDOW,
         wide=True,
+        softmax=softmax.TABLE,
     ),
     Arithmetic(
         "tflite-reference",
@@ -59,6 +61,7 @@ _ALL = (
         binary_fixed.MEAN_DOUBLE,
         binary_fixed.POOL,
         dense=requantize_fixed.SINGLE,
+        softmax=softmax.FIXED,
     ),
     Arithmetic(
         "tflite-single",

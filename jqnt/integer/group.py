@@ -72,7 +72,7 @@ def chain(head: Node, site: Site, encoded: Mapping[str, Encoding]) -> Group | No
     graph, followers = site.operands.graph, site.arithmetic.fused.get(head.op, ())
     while nodes[-1].outputs[0] not in encoded:
         reader = sole_reader(graph, nodes[-1].outputs[0])
-        if reader is None or reader.op not in followers:
+        if reader is None or (reader.op not in followers and reader.op != "Identity"):
             return None
         beside = [n for n in reader.inputs if n and n != nodes[-1].outputs[0]]
         if not site.operands.static.issuperset(beside):

@@ -7,6 +7,7 @@ from jqnt.integer.kernel_join import ADD, CONCAT, MUL
 from jqnt.integer.kernel_map import CLAMP, LOOKUP
 from jqnt.integer.kernel_pool import AVERAGE_POOL, MEAN
 from jqnt.integer.kernel_product import CONV, GEMM, MATMUL
+from jqnt.integer.kernel_softmax import SOFTMAX
 
 __all__ = ["KERNELS", "MOVES"]
 
@@ -24,6 +25,7 @@ KERNELS: Mapping[str, Kernel] = {
     "Mul": MUL,
     "ReduceMean": MEAN,
     "Relu": CLAMP,
+    "Softmax": SOFTMAX,
     **dict.fromkeys(
         (
             "Elu",

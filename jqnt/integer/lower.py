@@ -16,6 +16,7 @@ from jqnt.formats import Integer, storage_dtype
 from jqnt.graph.ir import Graph, Node
 from jqnt.graph.layout import Laid, last_quantizer, to_last, to_onnx
 from jqnt.graph.lower import call, checked_input, shape_inputs
+from jqnt.integer.absorb import absorb
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, per_tensor
 from jqnt.integer.kernel_join import rescaled, rescaling
@@ -60,6 +61,7 @@ def lower(
     """
     if unmatched not in ("error", "float"):
         raise ConfigError(f"unmatched is 'error' or 'float', not {unmatched!r}")
+    graph, encodings = absorb(graph, encodings)
     operands = Operands(graph, params, encodings)
     site, steps = partition(operands, arithmetic_named(arithmetic), unmatched == "float")
     program = Program(site, steps, encodings, frozenset(shape_inputs(graph)))

@@ -14,6 +14,7 @@ from jqnt.formats import Integer
 from jqnt.graph.ir import Graph, Node
 from jqnt.graph.lower import run_node
 from jqnt.graph.match import static_tensors
+from jqnt.graph.shapes import infer_shapes
 from jqnt.quantizers import Cast
 
 __all__ = ["Coded", "Operands"]
@@ -60,6 +61,12 @@ class Operands:
     def static(self) -> frozenset[str]:
         """The tensors that depend on no input."""
         return static_tensors(self.graph)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor for a batch of one."""
+        found = infer_shapes(self.graph, self.params)
+        return {name: tuple(value.shape) for name, value in found.items()}
 
     def coded(self, name: str) -> Coded | None:
         """The codes of a static tensor that has an integer encoding, moved as the graph moves

@@ -243,6 +243,13 @@ def _mean(group: Group, writer: _Writer) -> None:
     _emit(group, writer, "QLinearGlobalAveragePool", inputs, {"channels_last": 0})
 
 
+def _softmax(group: Group, writer: _Writer) -> None:
+    node = group.head
+    attrs = {"opset": node.since, "axis": node.attrs.get("axis", -1 if node.since >= 13 else 1)}
+    inputs = [*writer.codes(node.inputs[0]), *writer.grid(group.output)]
+    _emit(group, writer, "QLinearSoftmax", inputs, attrs)
+
+
 def _concat(group: Group, writer: _Writer) -> None:
     parts = [part for name in group.head.inputs for part in writer.codes(name)]
     _emit(group, writer, "QLinearConcat", [*writer.grid(group.output), *parts], group.head.attrs)
@@ -314,4 +321,5 @@ _GROUPS: Mapping[str, Callable[[Group, _Writer], None]] = {
     "Mul": _pair("QLinearMul"),
     "ReduceMean": _mean,
     "Sigmoid": _unary("QLinearSigmoid"),
+    "Softmax": _softmax,
 }
