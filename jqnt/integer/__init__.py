@@ -1,6 +1,16 @@
 """Integers: bit-exact emulation of named backends' arithmetic."""
 
 from jqnt.integer.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
+from jqnt.integer.bounds import Bound, bounds
 from jqnt.integer.lower import lower
+from jqnt.integer.narrow import Accumulator
 
-__all__ = ["ARITHMETICS", "Arithmetic", "arithmetic_named", "lower"]
+__all__ = [
+    "ARITHMETICS",
+    "Accumulator",
+    "Arithmetic",
+    "Bound",
+    "arithmetic_named",
+    "bounds",
+    "lower",
+]

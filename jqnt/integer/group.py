@@ -12,6 +12,7 @@ from jqnt.graph.ir import Node
 from jqnt.graph.layout import Laid, to_last
 from jqnt.graph.match import sole_reader
 from jqnt.integer.arithmetic import Arithmetic
+from jqnt.integer.narrow import Accumulator
 from jqnt.integer.operands import Operands
 from jqnt.integer.rule import Out
 
@@ -47,6 +48,7 @@ class Site:
     operands: Operands
     grids: Mapping[str, Encoding]
     arithmetic: Arithmetic
+    accumulator: Accumulator | None = None
 
     def where(self, group: Group) -> str:
         """The words that name a group in an error."""

@@ -12,6 +12,7 @@ from jqnt.graph.ir import Node
 from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.accumulate import accumulate, convolve, dot, int8_pieces, is_wide, offset
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
+from jqnt.integer.narrow import narrowed
 from jqnt.integer.rule import Rule, along_last, container, store
 from jqnt.ops.window import window
 
@@ -118,6 +119,10 @@ def _table(
         raise UnsupportedError(f"{where}: this arithmetic has no activations of 16 bits")
     if wide and is_wide(int(np.abs(matrix).sum(summed).max())):
         table["wide"] = ()
+    if site.accumulator is not None:
+        if "wide" in table:
+            raise UnsupportedError(f"{where}: its accumulator needs more than 32 bits as it is")
+        table["bias"] = codes.astype(np.int32)
     return table
 
 
@@ -138,6 +143,8 @@ def _finish(group: Group, site: Site, table: Any, acc: Any, dtype: Any, last: bo
     rank = (acc[0] if isinstance(acc, tuple) else acc).ndim
     last = last and rank > 2
     acc = offset(acc, along_last(table["sums"], rank), table["zx"], dtype != jnp.int8)
+    if site.accumulator is not None:
+        acc = narrowed(acc, along_last(table["bias"], rank), site.accumulator)
     codes = _rule(group, site).apply(
         acc, along_last(table["rule"], rank), out_grid(table, rank, last)
     )

@@ -21,6 +21,7 @@ from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, per_tensor
 from jqnt.integer.kernel_join import rescaled, rescaling
 from jqnt.integer.kernels import KERNELS
+from jqnt.integer.narrow import Accumulator
 from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, Step, partition
 from jqnt.integer.requantize import quantize_float
@@ -46,6 +47,7 @@ def lower(
     encodings: Encodings,
     arithmetic: str = "onnxruntime",
     unmatched: str = "error",
+    accumulator: Accumulator | None = None,
 ):
     """`run(inputs, want=graph.outputs, integers=False) -> {tensor name -> array}` on integers.
 
@@ -54,7 +56,7 @@ def lower(
     or no encoding runs in float32 (rounded to that format), with conversions at the boundaries.
     Inputs are floats, or codes where they are integers and encoded. Codes leave as floats,
     (code - zero_point) * scale, or as they are with `integers`. `want` may name any tensor that
-    is not inside a group.
+    is not inside a group. `accumulator` makes the sums of products narrower than 32 bits.
 
     Raises UnsupportedError, naming the nodes, for nodes between integer tensors that match no
     kernel of the arithmetic; with `unmatched="float"` these run in float32 between their codes.
@@ -63,7 +65,8 @@ def lower(
         raise ConfigError(f"unmatched is 'error' or 'float', not {unmatched!r}")
     graph, encodings = absorb(graph, encodings)
     operands = Operands(graph, params, encodings)
-    site, steps = partition(operands, arithmetic_named(arithmetic), unmatched == "float")
+    rules = arithmetic_named(arithmetic)
+    site, steps = partition(operands, rules, unmatched == "float", accumulator)
     program = Program(site, steps, encodings, frozenset(shape_inputs(graph)))
     tables = _prepare(program)
     execute = jax.jit(partial(_execute, program), static_argnames=("want", "integers"))

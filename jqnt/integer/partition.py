@@ -11,6 +11,7 @@ from jqnt.graph.roles import weight_of
 from jqnt.integer.arithmetic import Arithmetic
 from jqnt.integer.group import Group, Site, chain
 from jqnt.integer.kernels import KERNELS, MOVES
+from jqnt.integer.narrow import Accumulator
 from jqnt.integer.operands import Operands
 
 __all__ = ["Move", "Step", "partition"]
@@ -33,7 +34,10 @@ Step = Group | Move | Node
 
 
 def partition(
-    operands: Operands, arithmetic: Arithmetic, unmatched_float: bool = False
+    operands: Operands,
+    arithmetic: Arithmetic,
+    unmatched_float: bool = False,
+    accumulator: Accumulator | None = None,
 ) -> tuple[Site, tuple[Step, ...]]:
     """The steps in order, and the site with the grid of every tensor that holds codes.
 
@@ -43,7 +47,7 @@ def partition(
     graph, encoded = operands.graph, operands.encodings.tensors
     integers = {n: e for n, e in encoded.items() if isinstance(e.format, Integer)}
     grids: dict[str, Encoding] = {n: e for n, e in integers.items() if n in graph.inputs}
-    site = Site(operands, grids, arithmetic)
+    site = Site(operands, grids, arithmetic, accumulator)
     steps: list[Step] = []
     taken: set[int] = set()
     for node in graph.nodes:
