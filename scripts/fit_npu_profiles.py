@@ -9,6 +9,7 @@ rates, bandwidth and overheads, and the error band of networks left out of the f
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bench_npu import DATA, LEFT_OUT
 
 from jqnt import npu
 from jqnt.errors import JqntError
-from jqnt.npu.fit_device import Fitted, fit_devices
+from jqnt.npu.fit_device import Fitted, Measurement, fit_devices
 from jqnt.npu.knobs import HEXAGON
 from jqnt.npu.latencies import measurements_of, read_graphs, read_latencies
 
@@ -64,31 +65,32 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()
     try:
-        fitted, count = fit(args.latencies, args.graphs)
+        fitted, measured = fit(args.latencies, args.graphs)
     except JqntError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write(fitted, count, args.out)
-    print(f"{count} measurements, loss {fitted.loss:.1f}, profiles in {args.out}")
+    write(fitted, measured, args.out)
+    print(f"{len(measured)} measurements, loss {fitted.loss:.1f}, profiles in {args.out}")
     return 0
 
 
-def fit(latencies: Path, graphs: Path) -> tuple[Fitted, int]:
+def fit(latencies: Path, graphs: Path) -> tuple[Fitted, list[Measurement]]:
     """All devices of the table at once."""
     rows = read_latencies(latencies, without=LEFT_OUT)
     workloads = read_graphs(graphs, {r.model for r in rows})
     measured = [m for _, m in measurements_of(rows, workloads)]
     start = npu.device("generic-hexagon")
     devices = {name: replace(start, name=name) for name in sorted({m.device for m in measured})}
-    return fit_devices(devices, workloads, measured, HEXAGON), len(measured)
+    return fit_devices(devices, workloads, measured, HEXAGON), measured
 
 
-def write(fitted: Fitted, count: int, folder: Path) -> None:
-    """_hexagon.toml and a profile per device."""
+def write(fitted: Fitted, measured: Sequence[Measurement], folder: Path) -> None:
+    """_hexagon.toml and a profile per device; devices without float measurements have no float."""
+    floats = {m.device for m in measured if m.pair == "float16"}
     devices = fitted.devices
     median = npu.device("generic-hexagon")
     first = next(iter(devices.values()))
-    note = f"fitted to {count} public latencies"
+    note = f"fitted to {len(measured)} public latencies"
     scalars = {
         key: (float(getattr(first, key)), _moved(median, first, key, note)) for key in SHARED
     }
@@ -106,12 +108,14 @@ def write(fitted: Fitted, count: int, folder: Path) -> None:
     for name, (profile, what, megabytes, source) in PROFILES.items():
         if name in devices:
             text = _profile(devices[name], profile, what, (megabytes, source), 1.0, note)
+            text = text if name in floats else _without_float(text)
             (folder / f"{profile}.toml").write_text(text)
     for profile, (name, ratio, megabytes, what) in RELATED.items():
         if name in devices:
             taken = f"taken from {PROFILES[name][0]}, not measured"
             wide = replace(devices[name], relative_error=2 * devices[name].relative_error)
             text = _profile(wide, profile, what, (megabytes, SOC), ratio, taken)
+            text = text if name in floats else _without_float(text)
             (folder / f"{profile}.toml").write_text(text)
 
 
@@ -123,6 +127,7 @@ fused = [
 ]
 
 """
+_BAND = "80 % of the errors on models left out of the fit lie within"
 _NARROW = """
 [narrow_weights] # Qualcomm HTP guidelines, INT4 encodings for weights
 kinds = ["conv", "dense"]
@@ -160,7 +165,7 @@ def _profile(
         "dispatch_s": (device.dispatch_s, note),
         "serial_s": (device.serial_s, note),
         "graph_s": (device.graph_s, note),
-        "relative_error": (device.relative_error, "80 % of errors on models left out of the fit"),
+        "relative_error": (device.relative_error, _BAND if device.relative_error else "unknown"),
     }
     text = head + _entries(scalars)
     for table in ("macs_per_s", "depthwise_macs_per_s", "vector_per_s"):
@@ -172,12 +177,19 @@ def _profile(
     return text
 
 
+def _without_float(text: str) -> str:
+    """A profile whose pairs are integers only."""
+    pairs = 'pairs = ["w8a8", "w4a8", "w8a16", "w4a16"]\n'
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("float16")]
+    return "".join(lines).replace('base = "_hexagon"\n', f'base = "_hexagon"\n{pairs}', 1)
+
+
 def _entries(entries: dict[str, tuple[float, str]]) -> str:
     lines = []
     for key, (given, source) in entries.items():
         value = float(given)
         name = key if key.replace("_", "").isalnum() else f'"{key}"'
-        number = str(int(value)) if value == int(value) else f"{value:.4g}"
+        number = str(int(value)) if value == int(value) < 2**24 else f"{value:.4g}"
         lines.append(f'{name} = {{ value = {number}, source = "{source}" }}\n')
     return "".join(lines)
 

@@ -12,8 +12,9 @@ from jqnt.npu.knobs import paths_of
 from jqnt.npu.modes import in_mode
 
 WANTED = """cpu-arm-dotprod cpu-arm-neon cpu-x86-avx2 cpu-x86-vnni embedded-demo ethos-u55-128
-ethos-u65-512 ethos-u85-512 generic-hexagon generic-roofline snapdragon-8-gen-3
-snapdragon-8-gen-3-guide"""
+ethos-u65-512 ethos-u85-512 generic-hexagon generic-roofline qcs6490 qcs8275 qcs9075 sa8295p
+snapdragon-8-elite snapdragon-8-elite-gen-5 snapdragon-8-gen-1 snapdragon-8-gen-2
+snapdragon-8-gen-3 snapdragon-8-gen-3-guide snapdragon-x-elite"""
 
 
 @pytest.mark.parametrize("name", WANTED.split())
