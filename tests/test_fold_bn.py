@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from built import built, node, reference
+from onnxruntime import InferenceSession
 
 from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
@@ -25,9 +26,18 @@ def folded(model, shape):
     graph, params = fold_bn(graph, params)
     x = {"x": RNG.normal(size=shape).astype(np.float32)}
     found = lower(graph)(params, {}, x)
-    for name, value in reference(model, x).items():
+    for name, value in expected(model, x).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
     return graph, params
+
+
+def expected(model, x):
+    """By onnx's evaluator; by onnxruntime where the former fails: a grouped ConvTranspose."""
+    if not any(n.op_type == "ConvTranspose" for n in model.graph.node):
+        return reference(model, x)
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, x), strict=True))
 
 
 CASES = {
