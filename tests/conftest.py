@@ -1,6 +1,8 @@
 """The suite runs with shapes and types checked, rank promotion refused, data found once."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,10 +18,11 @@ DATA = Path(os.environ.get("JQNT_DATA") or ROOT.parent / "shared" / "data")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A test that wants the real data may skip where there is none, and nowhere else."""
+    """A test that wants the real data or a real backend may skip where there are no data."""
     report = yield
     present = (DATA / "models").is_dir() or "JQNT_DATA" in os.environ
-    if report.skipped and present and "data" in getattr(item, "fixturenames", ()):
+    wanted = {"data", "oracles"}.intersection(getattr(item, "fixturenames", ()))
+    if report.skipped and present and wanted:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped though {DATA} is there: {report.longrepr}"
     return report
@@ -31,3 +34,20 @@ def data() -> Path:
     if not (DATA / "models").is_dir():
         pytest.skip("no real data: set JQNT_DATA")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """The Python of .venv-oracles, which scripts/oracles makes on the first call.
+
+    Tests that need it skip where it cannot be installed.
+    """
+    done = subprocess.run(
+        [ROOT / "scripts" / "oracles"],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"scripts/oracles failed: {(done.stderr or done.stdout)[-500:]}")
+    return ROOT / ".venv-oracles" / "bin" / "python"

@@ -21,10 +21,7 @@ from tests.built import node
 from tests.conftest import ROOT
 from tests.quantized_case import S8, U8, case, encoded
 
-PYTHON = ROOT / ".venv-oracles" / "bin" / "python"
 KERNELS = {"ref": "tflite-reference", "auto": "xnnpack"}
-
-needs_oracle = pytest.mark.skipif(not PYTHON.exists(), reason="no oracles: run scripts/oracles")
 
 
 def _int8(codes, encoding):
@@ -35,13 +32,13 @@ def _last(codes):
     return np.ascontiguousarray(codes.transpose(0, 2, 3, 1)) if codes.ndim == 4 else codes
 
 
-def _mismatches(folder, graph, params, encodings, inputs, kernels, batch=None):
+def _mismatches(oracle, folder, graph, params, encodings, inputs, kernels, batch=None):
     (name,), (result,) = graph.inputs, graph.outputs
     images = inputs[name]
     model = to_tflite(graph, params, encodings, batch=batch or len(images))
     (folder / "m.tflite").write_bytes(model)
     np.save(folder / "x.npy", _last(_int8(encodings[name].quantize(images), encodings[name])))
-    command = [PYTHON, ROOT / "tests" / "oracle_tflite.py", "m.tflite", "x.npy", "y.npy", kernels]
+    command = [oracle, ROOT / "tests" / "oracle_tflite.py", "m.tflite", "x.npy", "y.npy", kernels]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = np.load(folder / "y.npy")
@@ -104,36 +101,33 @@ CASES = {
 }
 
 
-@needs_oracle
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", CASES)
-def test_every_code_is_litert_s(tmp_path, name, kernels):
+def test_every_code_is_litert_s(oracles, tmp_path, name, kernels):
     nodes, shape, sizes, tensors = CASES[name]
     inputs = {"x": _normal(1, *shape)}
     params = {k: _normal(i, *size) for i, (k, size) in enumerate(sizes.items(), 5)}
     graph, params = case(nodes, inputs, ["y"], params)
     for seed, grid in enumerate((U8, S8)):
         encodings = encoded(graph, params, inputs, tensors, activation=grid, seed=seed)
-        assert _mismatches(tmp_path, graph, params, encodings, inputs, kernels) == 0
+        assert _mismatches(oracles, tmp_path, graph, params, encodings, inputs, kernels) == 0
 
 
-@needs_oracle
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_moving_codes_to_another_grid(tmp_path, kernels):
+def test_moving_codes_to_another_grid(oracles, tmp_path, kernels):
     inputs = {"x": _normal(1, 8, 16, 32, 32)}
     nodes = [node("Relu", "x", "r"), node("Relu", "r", "y")]
     graph, params = case(nodes, inputs, ["y"], {})
     tensors = dict(encoded(graph, params, inputs, ["y"]).tensors)
     tensors["r"] = Encoding(U8, np.float32(tensors["x"].scale * 0.7), np.int64(0))
     tensors["y"] = Encoding(U8, tensors["y"].scale, np.int64(0))
-    found = _mismatches(tmp_path, graph, params, Encodings(tensors), inputs, kernels)
+    found = _mismatches(oracles, tmp_path, graph, params, Encodings(tensors), inputs, kernels)
     assert found == 0
 
 
-@needs_oracle
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", ["digits_resnet8_folded", "digits_mbv2_folded"])
-def test_whole_digits_models(data, tmp_path, name, kernels):
+def test_whole_digits_models(data, oracles, tmp_path, name, kernels):
     graph, params, _ = import_onnx(data / "models" / f"{name}.onnx")
     graph, params = cleanup(*fold_bn(graph, params))
     images = np.load(data / "digits_32x32.npz")["x_test"][:256]
@@ -141,7 +135,7 @@ def test_whole_digits_models(data, tmp_path, name, kernels):
     chosen = plan(graph, target="tflite")
     theta = calibrate(lower(graph), params, chosen, [{graph.inputs[0]: images[:128]}])
     params, encodings = freeze(graph, params, bind(theta, chosen))
-    assert _mismatches(tmp_path, graph, params, encodings, inputs, kernels, batch=64) == 0
+    assert _mismatches(oracles, tmp_path, graph, params, encodings, inputs, kernels, batch=64) == 0
 
 
 def test_mobilenet_is_tensorflow_s(data):
