@@ -1,9 +1,14 @@
 """Quantizer mathematics: straight-through rounding, exact division, grids, fake-quantization."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from jqnt.rounding import Rounding, rounded
 
 __all__ = [
     "divide",
@@ -64,38 +69,40 @@ def grid_limits(
     return -top, top
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
 def fake_quant(
     x: Float[Array, "..."],
     scale: Float[Array, "..."],
     zero_point: Float[Array, "..."],
     qmin: Float[Array, "..."],
     qmax: Float[Array, "..."],
+    noise: Any = None,
+    rounding: Rounding = "half_even",
 ) -> Float[Array, "..."]:
     """(clip(round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale.
 
-    All arguments broadcast against x. The derivatives are those of LSQ (Esser et al. 2020,
-    eq. 3) and LSQ+ (Bhalgat et al. 2020, eq. 5-7); with v = x / scale, "inside" is
-    qmin - zero_point <= v <= qmax - zero_point:
+    All arguments broadcast against x; `rounding` and `noise` are those of `rounded`. The
+    derivatives are those of LSQ (Esser et al. 2020, eq. 3) and LSQ+ (Bhalgat et al. 2020, eq.
+    5-7); with v = x / scale, "inside" is qmin - zero_point <= v <= qmax - zero_point:
 
         dx      1 inside, else 0
         dscale  round(v) - v inside, else (limit - zero_point)
         dzero   0 inside, else -scale
         dlimit  scale where that limit clips
     """
-    return _fake_quant(x, scale, zero_point, qmin, qmax)[0]
+    return _fake_quant(rounding, x, scale, zero_point, qmin, qmax, noise)[0]
 
 
-def _fake_quant(x, scale, zero_point, qmin, qmax):
+def _fake_quant(rounding, x, scale, zero_point, qmin, qmax, noise):
     v = divide(x, scale)
-    code = jnp.clip(jnp.round(v) + zero_point, qmin, qmax) - zero_point
+    code = jnp.clip(rounded(v, rounding, noise) + zero_point, qmin, qmax) - zero_point
     return code * scale, v, code
 
 
-def _fake_quant_jvp(primals, tangents):
-    _, scale, zero_point, qmin, qmax = primals
-    dx, dscale, dzero, dqmin, dqmax = tangents
-    y, v, code = _fake_quant(*primals)
+def _fake_quant_jvp(rounding, primals, tangents):
+    _, scale, zero_point, qmin, qmax, _ = primals
+    dx, dscale, dzero, dqmin, dqmax, _ = tangents
+    y, v, code = _fake_quant(rounding, *primals)
     low, high = v < qmin - zero_point, v > qmax - zero_point
     inside = ~(low | high)
     terms = []

@@ -7,18 +7,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jqnt.affine import scale_of_range
-from jqnt.formats import Integer
-from jqnt.quantizers import Affine
+from jqnt.affine import divide, scale_of_range
+from jqnt.formats import Integer, Minifloat
+from jqnt.quantizers import Affine, Cast
 
 __all__ = ["grid_of_range", "least_divergent_range", "least_error_grid"]
 
 
 def grid_of_range(
-    low: Float[Array, "..."], high: Float[Array, "..."], fmt: Integer, symmetric: bool
-) -> Affine:
-    """The grid that covers [low, high] and zero, one scale per element."""
+    low: Float[Array, "..."], high: Float[Array, "..."], fmt: Integer | Minifloat, symmetric: bool
+) -> Affine | Cast:
+    """The grid that covers [low, high] and zero, one scale per element.
+
+    A shifted grid and a minifloat are alike on both sides, whatever `symmetric` says.
+    """
+    if isinstance(fmt, Minifloat):
+        return Cast(fmt, _reaching(low, high, fmt.max))
     bits = jnp.float32(fmt.bits)
+    if fmt.shifted:
+        scale = _reaching(low, high, fmt.limits[1] + 0.5)
+        return Affine(scale, jnp.zeros_like(scale), bits, shifted=True)
     scale, zero = scale_of_range(low, high, bits, fmt.signed, symmetric, fmt.strict)
     return Affine(scale, zero, bits, fmt.signed, fmt.strict)
 
@@ -26,12 +34,12 @@ def grid_of_range(
 def least_error_grid(
     values: Float[Array, "*groups n"],
     mass: Float[Array, "*groups n"],
-    fmt: Integer,
+    fmt: Integer | Minifloat,
     symmetric: bool,
     power: float = 2.0,
     clip_weight: float = 1.0,
     width: Float[Array, ""] | float = 0.0,
-) -> Affine:
+) -> Affine | Cast:
     """The grid per group that minimizes sum_i mass_i * c_i * |values_i - q(values_i)|^power.
 
     c_i is `clip_weight` where a value lies more than half a step beyond the grid, else 1. With
@@ -46,13 +54,24 @@ def least_error_grid(
     low = jnp.min(jnp.where(seen, values, 0), axis=-1)
     high = jnp.max(jnp.where(seen, values, 0), axis=-1)
     whole = grid_of_range(low, high, fmt, symmetric)
-    qmin, qmax = fmt.limits
+    integer = isinstance(fmt, Integer)
+    symmetric = symmetric or not integer or fmt.shifted
+    qmin, qmax = fmt.limits if integer else (0, 0)
+
+    def at(octave, zero):
+        grid = replace(whole, scale=whole.scale * 2**octave)
+        return replace(grid, zero_point=zero) if integer else grid
 
     def error(candidate):
         octave, zero = candidate
-        scale = (whole.scale * 2**octave)[..., None]
-        grid = replace(whole, scale=scale, zero_point=zero[..., None])
-        distance = jnp.abs(values - grid(values))
+        grid = at(octave, zero)
+        scale = grid.scale[..., None]
+        zeros = {"zero_point": zero[..., None]} if integer else {}
+        distance = jnp.abs(values - replace(grid, scale=scale, **zeros)(values))
+        if not integer:
+            clipped = jnp.abs(values) > fmt.max * scale
+            weight = jnp.where(clipped, clip_weight, 1)
+            return jnp.sum(mass * weight * distance**power, axis=-1)
         spread = (scale / 2) ** power / (power + 1)
         inner = jnp.where(scale < 2 * width, spread, distance**power)
         clipped = distance > 0.5001 * scale
@@ -67,16 +86,16 @@ def least_error_grid(
         """`x` plus each of `steps`, along a new first axis."""
         return x[None] + steps.reshape(-1, *(1,) * low.ndim)
 
-    def refine(at, reach):
+    def refine(found, reach):
         if symmetric:
             octaves, zeros = jnp.linspace(-1, 1, 33) * reach[0], jnp.zeros(33)
         else:
             octaves, zeros = _pairs(jnp.linspace(-1, 1, 17) * reach[0], jnp.linspace(-1, 1, 9))
             zeros = jnp.round(zeros * reach[1])
-        return best(moved(at[0], octaves), jnp.clip(moved(at[1], zeros), qmin, qmax)), None
+        return best(moved(found[0], octaves), jnp.clip(moved(found[1], zeros), qmin, qmax)), None
 
     octaves, gap = jnp.arange(-16, 2) / 2, (qmax - qmin) / 16
-    zeros = jnp.broadcast_to(whole.zero_point, low.shape)
+    zeros = jnp.broadcast_to(whole.zero_point if integer else jnp.float32(0), low.shape)
     if symmetric:
         start = best(moved(jnp.zeros_like(low), octaves), moved(zeros, 0 * octaves))
     else:
@@ -84,7 +103,7 @@ def least_error_grid(
         start = best(moved(jnp.zeros_like(low), octaves), moved(0 * zeros, codes))
     reaches = jnp.asarray([[0.5, gap], [0.25, gap / 4], [1 / 16, gap / 16], [1 / 64, gap / 64]])
     (octave, zero), _ = lax.scan(refine, start, jnp.maximum(reaches, jnp.asarray([0, 4.0])[None]))
-    return replace(whole, scale=whole.scale * 2**octave, zero_point=zero)
+    return at(octave, zero)
 
 
 def least_divergent_range(
@@ -135,3 +154,9 @@ def _pairs(a: Float[Array, " m"], b: Float[Array, " n"]) -> tuple[Any, Any]:
     """Every element of a with every one of b, as two vectors."""
     first, second = jnp.meshgrid(a, b)
     return first.reshape(-1), second.reshape(-1)
+
+
+def _reaching(low: Float[Array, "..."], high: Float[Array, "..."], largest: float) -> Any:
+    """The scale at which `largest` is max(-low, high); 1 for a range of zero."""
+    scale = divide(jnp.maximum(-jnp.minimum(low, 0), high), jnp.float32(largest))
+    return jnp.where(scale > jnp.finfo(jnp.float32).tiny, scale, 1).astype(jnp.float32)

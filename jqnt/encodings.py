@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jqnt.errors import ConfigError, DataError, nearest
-from jqnt.formats import PER_TENSOR, Format, Granularity, Integer, Minifloat
+from jqnt.formats import Format, Integer, Microscaling, Minifloat
+from jqnt.granularity import PER_TENSOR, Granularity
 
 __all__ = ["Encoding", "Encodings"]
 
@@ -21,8 +22,9 @@ _VERSION = 1
 class Encoding:
     """real = (code - zero_point) * scale, in the words of ONNX QuantizeLinear.
 
-    `scale` is float32 and `zero_point` int64, both in the shape that `granularity` says;
-    both are None for a float format.
+    `scale` is float32 and `zero_point` int64, both in the shape that `granularity` says. A float
+    format has no zero point and may have no scale; of a microscaled one `scale` is the whole
+    tensor's, if it has one, and `granularity` says along which axis its blocks lie.
     """
 
     format: Format
@@ -31,17 +33,24 @@ class Encoding:
     granularity: Granularity = PER_TENSOR
 
     def __post_init__(self):
-        if isinstance(self.format, Minifloat):
-            return
-        if self.scale is None or self.zero_point is None:
-            raise DataError(f"an {self.format.name} encoding needs a scale and a zero point")
-        object.__setattr__(self, "scale", np.asarray(self.scale, np.float32))
-        object.__setattr__(self, "zero_point", np.asarray(self.zero_point, np.int64))
-        if self.scale.shape != self.zero_point.shape:
-            raise DataError(
-                f"scale and zero point differ in shape: {self.scale.shape}, {self.zero_point.shape}"
-            )
-        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+        if self.scale is not None:
+            object.__setattr__(self, "scale", np.asarray(self.scale, np.float32))
+        if isinstance(self.format, Integer):
+            if self.scale is None or self.zero_point is None:
+                raise DataError(f"an {self.format.name} encoding needs a scale and a zero point")
+            if self.format.shifted:
+                raise DataError(f"{self.format.name} is kept as odd codes of half the scale")
+            object.__setattr__(self, "zero_point", np.asarray(self.zero_point, np.int64))
+            if self.scale.shape != self.zero_point.shape:
+                raise DataError(
+                    f"scale and zero point differ in shape: {self.scale.shape}, "
+                    f"{self.zero_point.shape}"
+                )
+        elif isinstance(self.format, Microscaling) and self.granularity.axis is None:
+            raise DataError(f"an {self.format.name} encoding needs the axis of its blocks")
+        if self.scale is not None and not (
+            np.isfinite(self.scale).all() and (self.scale > 0).all()
+        ):
             raise DataError("a scale must be positive and finite")
 
     @property
@@ -54,13 +63,17 @@ class Encoding:
 
     def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Scale or zero point in a shape that broadcasts against a tensor of `shape`."""
-        axis, block = self.granularity.axis, self.granularity.block
-        if axis is None or values.ndim == 0:
+        if self.granularity.axis is None or values.ndim == 0:
             return values
-        axis %= len(shape)
-        if block is None:
-            return values.reshape([-1 if d == axis else 1 for d in range(len(shape))])
-        return np.take(np.repeat(values, block, axis), range(shape[axis]), axis)
+        blocks = self.granularity.block_sizes(len(shape))
+        if blocks is None:
+            axes = self.granularity.axes(len(shape))
+            return values.transpose(np.argsort(axes)).reshape(
+                [n if d in axes else 1 for d, n in enumerate(shape)]
+            )
+        for axis, size in blocks.items():
+            values = np.repeat(values, size, axis)
+        return values[tuple(slice(n) for n in shape)]
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """int64 codes: clip(round_half_even(x / scale) + zero_point, qmin, qmax) in float32."""
@@ -110,13 +123,11 @@ class Encodings(Mapping[str, Encoding]):
         entries: dict[str, Any] = {}
         arrays: dict[str, Any] = {f"codes/{name}": code for name, code in self.codes.items()}
         for name, e in self.tensors.items():
-            kind = "integer" if isinstance(e.format, Integer) else "minifloat"
-            entries[name] = {
-                "format": {"kind": kind, **vars(e.format)},
-                "granularity": vars(e.granularity),
-            }
-            if e.scale is not None and e.zero_point is not None:
-                arrays[f"scale/{name}"], arrays[f"zero_point/{name}"] = e.scale, e.zero_point
+            entries[name] = {"format": _written(e.format), "granularity": vars(e.granularity)}
+            if e.scale is not None:
+                arrays[f"scale/{name}"] = e.scale
+            if e.zero_point is not None:
+                arrays[f"zero_point/{name}"] = e.zero_point
         text = json.dumps({"jqnt_encodings": _VERSION, "tensors": entries}, indent=1)
         arrays_path = path.with_suffix(".npz")
         with open(f"{arrays_path}.tmp", "wb") as file:
@@ -144,15 +155,33 @@ class Encodings(Mapping[str, Encoding]):
         tensors = {}
         for name, entry in document["tensors"].items():
             try:
-                kind = {"integer": Integer, "minifloat": Minifloat}[entry["format"].pop("kind")]
+                lists = entry["granularity"].items()
                 tensors[name] = Encoding(
-                    kind(**entry["format"]),
+                    _read(entry["format"]),
                     arrays.get(f"scale/{name}"),
                     arrays.get(f"zero_point/{name}"),
-                    Granularity(**entry["granularity"]),
+                    Granularity(**{k: tuple(v) if isinstance(v, list) else v for k, v in lists}),
                 )
             except (KeyError, TypeError, DataError, ConfigError) as error:
                 raise DataError(f"{path}: tensor {name!r}: {error}") from None
         prefix = "codes/"
         codes = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         return Encodings(tensors, codes)
+
+
+_KINDS = {"integer": Integer, "minifloat": Minifloat, "microscaling": Microscaling}
+
+
+def _written(fmt: Format | None) -> dict[str, Any] | None:
+    """A format as JSON: its kind and its fields."""
+    if fmt is None:
+        return None
+    values = vars(fmt)
+    if isinstance(fmt, Microscaling):
+        values = {**values, "element": _written(fmt.element), "scale": _written(fmt.scale)}
+    return {"kind": type(fmt).__name__.lower(), **values}
+
+
+def _read(document: dict[str, Any]) -> Any:
+    values = {k: _read(v) if isinstance(v, dict) else v for k, v in document.items()}
+    return _KINDS[values.pop("kind")](**values)

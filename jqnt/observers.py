@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from jqnt import histogram
 from jqnt.clipping import grid_of_range, least_divergent_range, least_error_grid
 from jqnt.errors import ConfigError
-from jqnt.formats import PER_TENSOR, Format, Granularity, Integer, Minifloat
-from jqnt.quantizers import Affine, Cast
+from jqnt.formats import Format, Integer, Microscaling, Minifloat
+from jqnt.granularity import PER_TENSOR, Granularity
+from jqnt.quantizers import Affine, Cast, Microscaled
 from jqnt.types import Leaf
 
 __all__ = [
@@ -43,7 +44,10 @@ class Observer(NamedTuple):
     init: Callable[..., Any]
     update: Callable[..., Any]
     merge: Callable[[Any, Any], Any]
-    finish: Callable[[Any, Format, bool], Affine | Cast]
+    finish: Callable[[Any, Format, bool], Affine | Cast | Microscaled]
+
+
+Grid = Affine | Cast | Microscaled
 
 
 @struct.dataclass
@@ -79,10 +83,20 @@ def affine_of_range(
     fmt: Format,
     symmetric: bool,
     granularity: Granularity = PER_TENSOR,
-) -> Affine | Cast:
-    """The quantizer of `fmt` that covers [low, high] and zero; a minifloat needs no range."""
-    if isinstance(fmt, Minifloat):
+) -> Grid:
+    """The quantizer of `fmt` that covers [low, high] and zero.
+
+    A minifloat of 16 bits or more needs no range. Microscaled blocks need one only for the scale
+    of the whole tensor, if they have one, and get their axis by `replace`.
+    """
+    if isinstance(fmt, Minifloat) and not fmt.scaled:
         return Cast(fmt)
+    if isinstance(fmt, Microscaling):
+        if fmt.scale is None or not isinstance(fmt.element, Minifloat):
+            return Microscaled(jnp.float32(1), fmt)
+        most = fmt.element.max * fmt.scale.max
+        largest = jnp.max(jnp.maximum(-low, high)) / most
+        return Microscaled(jnp.where(largest > 0, largest, 1).astype(jnp.float32), fmt)
     return replace(grid_of_range(low, high, fmt, symmetric), granularity=granularity)
 
 
@@ -150,8 +164,10 @@ def deviations(k: float = 3.0) -> Observer:
         squares = a.squares + b.squares + step**2 * a.range.mass * share
         return Moments(a.mean + step * share, squares, _union(a.range, b.range))
 
-    def finish(state: Moments, fmt: Format, symmetric: bool) -> Affine | Cast:
+    def finish(state: Moments, fmt: Format, symmetric: bool) -> Grid:
         seen = state.range
+        if isinstance(fmt, Microscaling):
+            return _whole_range(seen, fmt, symmetric)
         reach = k * jnp.sqrt(state.squares / jnp.maximum(seen.mass, 1e-30))
         low = jnp.maximum(state.mean - reach, seen.low)
         high = jnp.minimum(state.mean + reach, seen.high)
@@ -165,7 +181,7 @@ def percentile(p: float = 99.99) -> Observer:
     if not 50 < p <= 100:
         raise ConfigError(f"a percentile lies above 50 and up to 100, not at {p}")
 
-    def grid_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> Affine:
+    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: bool) -> Grid:
         values, total = histogram.centres(state), jnp.sum(state.counts)
         share = jnp.cumsum(state.counts) / jnp.maximum(total, 1e-30)
         # The first value at or below which a share of 1 - p/100 lies, and the first at p/100.
@@ -182,7 +198,7 @@ def lp_norm(power: float = 2.4, clip_weight: float = 1.0) -> Observer:
     if power <= 0 or clip_weight <= 0:
         raise ConfigError("the power and the weight of clipped values are positive")
 
-    def grid_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> Affine:
+    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: bool) -> Grid:
         values, mass = histogram.points(state)
         width = jnp.ldexp(jnp.float32(1), state.exponent)
         return least_error_grid(values, mass, fmt, symmetric, power, clip_weight, width)
@@ -204,7 +220,9 @@ def sqnr(clip_weight: float = 3.0) -> Observer:
 def entropy() -> Observer:
     """The range whose quantized distribution is closest to that of the values."""
 
-    def grid_of(state: histogram.Histogram, fmt: Integer, symmetric: bool) -> Affine:
+    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: bool) -> Grid:
+        if not isinstance(fmt, Integer) or fmt.shifted:
+            raise ConfigError(f"entropy is for integers with a zero, not for {fmt.name}")
         low, high = least_divergent_range(*histogram.points(state), fmt, symmetric)
         return grid_of_range(low, high, fmt, symmetric)
 
@@ -227,9 +245,9 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
     def merge(a: Held, b: Held) -> Held:
         return b
 
-    def finish(state: Held, fmt: Format, symmetric: bool) -> Affine | Cast:
-        if isinstance(fmt, Minifloat):
-            return Cast(fmt)
+    def finish(state: Held, fmt: Format, symmetric: bool) -> Grid:
+        if isinstance(fmt, Microscaling) or (isinstance(fmt, Minifloat) and not fmt.scaled):
+            return affine_of_range(state.groups.min(), state.groups.max(), fmt, symmetric)
         mass = jnp.ones_like(state.groups)
         grid = _least_error(state.groups, mass, fmt, symmetric, power, clip_weight)
         return replace(grid, granularity=state.granularity)
@@ -240,8 +258,11 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
 _least_error = jax.jit(least_error_grid, static_argnums=(2, 3, 4, 5))
 
 
-def _histogram_observer(grid_of: Callable[..., Affine]) -> Observer:
-    """An observer on a histogram; `grid_of(histogram, format, symmetric) -> Affine`."""
+Narrow = Integer | Minifloat
+
+
+def _histogram_observer(grid_of: Callable[..., Grid]) -> Observer:
+    """An observer on a histogram; `grid_of(histogram, format, symmetric) -> Grid`."""
     compiled = jax.jit(grid_of, static_argnums=(1, 2))
 
     def init(x: Any, granularity: Granularity = PER_TENSOR) -> histogram.Histogram:
@@ -252,9 +273,9 @@ def _histogram_observer(grid_of: Callable[..., Affine]) -> Observer:
             )
         return histogram.empty()
 
-    def finish(state: histogram.Histogram, fmt: Format, symmetric: bool) -> Affine | Cast:
-        if isinstance(fmt, Minifloat):
-            return Cast(fmt)
+    def finish(state: histogram.Histogram, fmt: Format, symmetric: bool) -> Grid:
+        if isinstance(fmt, Microscaling) or (isinstance(fmt, Minifloat) and not fmt.scaled):
+            return affine_of_range(state.low, state.high, fmt, symmetric)
         return compiled(state, fmt, symmetric)
 
     return Observer(init, histogram.add, histogram.merge, finish)
@@ -282,7 +303,7 @@ def _union(a: Range, b: Range) -> Range:
     )
 
 
-def _whole_range(state: Range, fmt: Format, symmetric: bool) -> Affine | Cast:
+def _whole_range(state: Range, fmt: Format, symmetric: bool) -> Grid:
     return affine_of_range(state.low, state.high, fmt, symmetric, state.granularity)
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jqnt.block_axes import block_axis, in_blocks, scale_grid
 from jqnt.errors import ConfigError, UnsupportedError
-from jqnt.formats import FP32, PER_TENSOR, Format, Granularity, Integer, Minifloat
+from jqnt.formats import FP32, Format, Integer, Microscaling, Minifloat
+from jqnt.granularity import PER_TENSOR, Granularity
 from jqnt.graph.ir import Graph, Node
 from jqnt.graph.match import Group, fuse, sole_reader, static_tensors
 from jqnt.graph.roles import Weight, data_inputs, float_tensors, weight_of
 from jqnt.plan import Plan, Spec
 from jqnt.rules import Rule, unused
+from jqnt.scales import ScaleFormat
 from jqnt.targets import Operator, Target, load_target
 
 __all__ = ["plan"]
@@ -25,10 +28,9 @@ def plan(graph: Graph, rules: Sequence[Rule] = (), *, target: str | Target = "on
       only Identity and Transpose lie between. Constant operands of Add and its like count as
       activations whose values are known.
     - A bias follows from its input's scale and its weight's.
-    - A rule that names an operator which the target computes in float may give its output a
-      float format.
+    - A rule that names an operator which the target computes in float may give it a float format.
 
-    Every spec says in `rule` where it comes from. Raises ConfigError for a rule that applies to
+    Every spec's `rule` says where it comes from. Raises ConfigError for a rule that applies to
     nothing or asks for a format that the target does not have there, and UnsupportedError for a
     weight or bias whose readers need different scales.
     """
@@ -39,7 +41,9 @@ def plan(graph: Graph, rules: Sequence[Rule] = (), *, target: str | Target = "on
     for members in layout.sets:
         sites = [layout.activations[name] for name in members]
         spec = _activation_spec(draft, sites)
-        if spec is not None:
+        if spec is not None and isinstance(spec.format, Microscaling):
+            draft.specs.update(in_blocks(spec, graph, members))
+        elif spec is not None:
             draft.specs[members[0]] = spec
             leaders.update((name, members[0]) for name in members[1:])
     for site in layout.weights.values():
@@ -213,9 +217,8 @@ def _label(node: Node) -> str:
 def _activation_site(name: str, why: str, maker: Group | None, target: Target) -> _Site:
     if maker is None:
         return _Site(name, "activation", "", (name,), why, Operator())
-    names = (name, *(node.name for node in maker.nodes))
-    operator = target.operators.get(maker.head.op, Operator())
-    return _Site(name, "activation", maker.head.op, names, why, operator)
+    names, op = (name, *(node.name for node in maker.nodes)), maker.head.op
+    return _Site(name, "activation", op, names, why, target.operators.get(op, Operator()))
 
 
 def _weight_site(graph: Graph, group: Group, weight: Weight, operator: Operator) -> _Site:
@@ -233,16 +236,8 @@ def _weight_site(graph: Graph, group: Group, weight: Weight, operator: Operator)
             inputs = int(perm[inputs])
         tensor = node.inputs[0]
         names.append(tensor)
-    return _Site(
-        tensor,
-        "weight",
-        group.head.op,
-        tuple(names),
-        f"weight of {_label(group.head)}",
-        operator,
-        channel,
-        inputs,
-    )
+    why = f"weight of {_label(group.head)}"
+    return _Site(tensor, "weight", group.head.op, tuple(names), why, operator, channel, inputs)
 
 
 def _add_weight(weights: dict[str, _Site], site: _Site) -> None:
@@ -294,36 +289,43 @@ def _activation_spec(draft: _Draft, sites: Sequence[_Site]) -> Spec | None:
     _check_legal(draft, sites, fmt, why)
     if fmt == FP32:
         return None
+    if isinstance(fmt, Microscaling):
+        axis = block_axis(rule, fmt, why)
+        blocks = PER_TENSOR if axis is None else Granularity(axis, fmt.block)
+        return _spec(fmt, blocks, True, "activation", why, None)
     granularity = rule.granularity
     if granularity in (None, "tensor"):
         granularity = PER_TENSOR
     if not isinstance(granularity, Granularity):
-        raise ConfigError(
-            f"{why}: activation {sites[0].tensor!r} has no reader's axis; give a Granularity"
-        )
+        where = f"{why}: activation {sites[0].tensor!r}"
+        raise ConfigError(f"{where} has no reader's axis; give a Granularity")
     # A fixed range is one for all that share the quantizer, or it is none.
     fixed = {site.operator.limits for site in sites if site.operator.encoding == "own"}
     limits = rule.limits or (fixed.pop() if len(fixed) == 1 else None)
     symmetric = default.symmetric if rule.symmetric is None else rule.symmetric
-    return _spec(fmt, granularity, symmetric, sites[0].role, why, limits)
+    scales = scale_grid(rule, granularity, None, symmetric, why)
+    return _spec(fmt, granularity, symmetric, sites[0].role, why, limits, scales)
 
 
 def _weight_spec(draft: _Draft, site: _Site) -> Spec | None:
     default = draft.target.tensors(site.op, "weight")
     rule, why = _first(draft, [site]) or (Rule(), f"{draft.target.name}: {site.why}")
-    fmt = _format(rule, default.format)
+    fmt, scales = _format(rule, default.format), rule.granularity or default.granularity
     _check_legal(draft, [site], fmt, why)
     if fmt == FP32:
         return None
-    scales = rule.granularity or default.granularity
-    if isinstance(scales, Granularity):
+    if isinstance(fmt, Microscaling):
+        axis = block_axis(rule, fmt, why)
+        granularity = Granularity(site.input_axis if axis is None else axis, fmt.block)
+    elif isinstance(scales, Granularity):
         granularity = scales
     elif isinstance(scales, int):
         granularity = Granularity(site.input_axis, scales)
     else:
         granularity = Granularity(site.channel_axis if scales == "channel" else None)
     symmetric = default.symmetric if rule.symmetric is None else rule.symmetric
-    return _spec(fmt, granularity, symmetric, "weight", why, rule.limits)
+    scale_format = scale_grid(rule, granularity, site.channel_axis, symmetric, why)
+    return _spec(fmt, granularity, symmetric, "weight", why, rule.limits, scale_format)
 
 
 def _spec(
@@ -333,11 +335,15 @@ def _spec(
     role: str,
     why: str,
     limits: tuple[float, float] | None,
+    scale_format: ScaleFormat | None = None,
 ) -> Spec:
-    """A minifloat has no scale, so nothing but the format is left of its spec."""
-    if isinstance(fmt, Minifloat):
+    """A wide minifloat has no scale, so nothing but the format is left of its spec."""
+    if isinstance(fmt, Minifloat) and not fmt.scaled:
         return Spec(fmt, role=role, rule=why)
-    return Spec(fmt, granularity, symmetric, role, why, limits)
+    even = symmetric or not isinstance(fmt, Integer) or fmt.shifted
+    if scale_format is not None and not isinstance(fmt, Integer):
+        raise ConfigError(f"{why}: scales of {fmt.name} lie on no grid")
+    return Spec(fmt, granularity, even, role, why, limits, scale_format)
 
 
 def _format(rule: Rule, default: Format) -> Format:
@@ -346,7 +352,8 @@ def _format(rule: Rule, default: Format) -> Format:
     if fmt is None:
         return default
     strict = isinstance(default, Integer) and default.strict
-    if isinstance(rule.format, str) and isinstance(fmt, Integer) and fmt.signed and strict:
+    named = isinstance(rule.format, str) and isinstance(fmt, Integer)
+    if strict and named and fmt.signed and not fmt.shifted:
         return Integer(fmt.bits, signed=True, strict=True)
     return fmt
 
@@ -354,7 +361,7 @@ def _format(rule: Rule, default: Format) -> Format:
 def _check_legal(draft: _Draft, sites: Sequence[_Site], fmt: Format, why: str) -> None:
     for site in sites:
         legal = draft.target.legal(site.op, site.role)
-        if fmt.name not in legal:
+        if not legal.intersection((fmt.name, "*")):
             raise ConfigError(
                 f"{why}: {draft.target.name} has no {fmt.name} {site.role}s "
                 f"({site.why}, tensor {site.tensor!r}); legal: {', '.join(sorted(legal))}"

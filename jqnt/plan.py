@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jqnt.formats import PER_TENSOR, Format, Granularity
+from jqnt.formats import Format
+from jqnt.granularity import PER_TENSOR, Granularity
 from jqnt.quantizers import Affine, Mixture, SoftRound
+from jqnt.scales import ScaleFormat
 from jqnt.types import Leaf, Quantizer
 
 __all__ = ["Choice", "Options", "Plan", "Spec", "Theta", "bind"]
@@ -19,7 +21,8 @@ __all__ = ["Choice", "Options", "Plan", "Spec", "Theta", "bind"]
 class Spec:
     """How one tensor is quantized: number format, granularity, symmetry, and which rule said so.
 
-    `role` is "weight", "activation" or "bias"; `limits` is a range that is fixed, not observed.
+    `role` is "weight", "activation" or "bias"; `limits` is a range that is fixed, not observed;
+    `scale_format` is the grid of the scales themselves.
     """
 
     format: Format
@@ -28,6 +31,7 @@ class Spec:
     role: str = "activation"
     rule: str = "default"
     limits: tuple[float, float] | None = None
+    scale_format: ScaleFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,10 @@ def _bias_grid(x: Any, weight: Any) -> Affine | None:
         return None
     if weight.granularity.block is not None or x.granularity != PER_TENSOR:
         return None
-    scale = jnp.asarray(x.scale) * jnp.asarray(weight.scale)
+    if isinstance(weight, Affine):
+        weight = weight.on_grid()
+    if weight.scale.ndim > 1:
+        return None
+    scale = jnp.asarray(x.on_grid().scale) * jnp.asarray(weight.scale)
     granularity = Granularity(axis=0) if scale.ndim else PER_TENSOR
     return Affine(scale, jnp.zeros_like(scale), jnp.float32(32), granularity=granularity)

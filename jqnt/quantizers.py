@@ -1,5 +1,6 @@
 """Callable pytrees: float tensor -> the same tensor on a grid, differentiable in every leaf."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,10 +10,23 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jqnt.affine import divide, fake_quant, grid_limits, rectified_sigmoid, round_ste
-from jqnt.formats import PER_TENSOR, Granularity, Minifloat
+from jqnt.formats import Microscaling, Minifloat
+from jqnt.granularity import PER_TENSOR, Granularity
+from jqnt.microscaling import microscaled, nearest_minifloat
+from jqnt.rounding import Rounding, rounded
+from jqnt.scales import ScaleFormat, gridded
 from jqnt.types import Leaf
 
-__all__ = ["Affine", "Cast", "Dropped", "Mixture", "Select", "SoftRound"]
+__all__ = [
+    "Affine",
+    "Cast",
+    "Dropped",
+    "Microscaled",
+    "Mixture",
+    "Select",
+    "SoftRound",
+    "Stochastic",
+]
 
 
 @struct.dataclass
@@ -21,7 +35,9 @@ class Affine:
 
     `scale` and `zero_point` have the shape that `granularity` says (see `Granularity.expand`);
     `bits` is a scalar or has their shape. qmin and qmax follow from `bits`, `signed` and
-    `strict` inside the trace, so that another width is no other program.
+    `strict` inside the trace, so that another width is no other program. A `shifted` grid stands
+    half a step above its codes: (clip(round(x / scale - 1/2), qmin, qmax) + 1/2) * scale.
+    `scale_format` is a grid that the scales themselves lie on (see `on_grid`).
     """
 
     scale: Leaf
@@ -30,10 +46,21 @@ class Affine:
     signed: bool = struct.field(pytree_node=False, default=True)
     strict: bool = struct.field(pytree_node=False, default=False)
     granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
+    shifted: bool = struct.field(pytree_node=False, default=False)
+    rounding: Rounding = struct.field(pytree_node=False, default="half_even")
+    scale_format: ScaleFormat | None = struct.field(pytree_node=False, default=None)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.quantize(x)
+
+    def quantize(self, x: Float[Array, "..."], noise: Any = None) -> Float[Array, "..."]:
+        """x on the grid; with `noise`, uniform in [0, 1), rounded at random (see `Stochastic`)."""
         scale, zero_point, qmin, qmax = grid(self, x.shape)
-        y = fake_quant(x, scale, zero_point, qmin, qmax)
+        if self.shifted:
+            zero, one = jnp.float32(0), jnp.float32(1)
+            v = divide(x, scale) - 0.5
+            return (fake_quant(v, one, zero, qmin, qmax, noise, self.rounding) + 0.5) * scale
+        y = fake_quant(x, scale, zero_point, qmin, qmax, noise, self.rounding)
         if not self.strict:
             return y
         one_bit = self.granularity.expand(self.bits, x.shape) < 1.5
@@ -42,7 +69,26 @@ class Affine:
     def codes(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The integers, as float32: clip(round(x / scale) + zero_point, qmin, qmax)."""
         scale, zero_point, qmin, qmax = grid(self, x.shape)
-        return jnp.clip(jnp.round(divide(x, scale)) + zero_point, qmin, qmax)
+        v = divide(x, scale) - 0.5 * self.shifted
+        return jnp.clip(rounded(v, self.rounding) + zero_point, qmin, qmax)
+
+    def on_grid(self) -> "Affine":
+        """The same function with the scales that it uses as its leaves."""
+        return replace(self, scale=gridded(self.scale, self.scale_format), scale_format=None)
+
+
+@struct.dataclass
+class Stochastic:
+    """x -> `quantizer`(x) with each value rounded up with the probability of its fraction.
+
+    The expectation inside the grid is x (Gupta et al. 2015, eq. 2); `key` decides.
+    """
+
+    quantizer: Affine
+    key: Leaf
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.quantizer.quantize(x, jax.random.uniform(self.key, x.shape))
 
 
 @struct.dataclass
@@ -82,16 +128,37 @@ class SoftRound:
 
 @struct.dataclass
 class Cast:
-    """x -> the nearest number of a minifloat format, saturating; the derivative is 1 inside."""
+    """x -> cast(x / scale) * scale: the nearest number of a minifloat format, saturating.
+
+    Without a scale, x -> cast(x). The derivative is 1 inside and, in the scale, that of LSQ:
+    cast(v) - v inside, the largest number outside (v = x / scale).
+    """
 
     format: Minifloat = struct.field(pytree_node=False)
+    scale: Leaf = None
+    granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        x = jnp.clip(x, -self.format.max, self.format.max)
-        _, exponent = jnp.frexp(jax.lax.stop_gradient(x))
-        exponent = jnp.maximum(exponent - 1, 1 - self.format.bias) - self.format.mantissa
-        step = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent, -126))
-        return round_ste(x / step) * step
+        if self.scale is None:
+            return nearest_minifloat(x, self.format)
+        scale = self.granularity.expand(self.scale, x.shape)
+        return nearest_minifloat(divide(x, scale), self.format) * scale
+
+
+@struct.dataclass
+class Microscaled:
+    """x -> blocks along `axis` on the grid of `format`, each with a scale from its own values.
+
+    `scale` is the float32 scale of the whole tensor, and 1 where the format has none. The
+    derivative is 1 inside the element's range; none passes to the scales.
+    """
+
+    scale: Leaf
+    format: Microscaling = struct.field(pytree_node=False)
+    axis: int = struct.field(pytree_node=False, default=-1)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return microscaled(x, self.format, self.axis, self.scale)
 
 
 @struct.dataclass
@@ -172,7 +239,10 @@ def grid(quantizer: Affine | SoftRound, shape: tuple[int, ...]):
         expand(quantizer.bits, shape), signed=quantizer.signed, strict=quantizer.strict
     )
     zero_point = round_ste(expand(quantizer.zero_point, shape))
-    return expand(quantizer.scale, shape), zero_point, qmin, qmax
+    scale = quantizer.scale
+    if isinstance(quantizer, Affine) and quantizer.scale_format is not None:
+        scale = gridded(scale, quantizer.scale_format)
+    return expand(scale, shape), zero_point, qmin, qmax
 
 
 @jax.custom_jvp

@@ -2,12 +2,14 @@
 
 import fnmatch
 import glob
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jqnt.errors import ConfigError, nearest
-from jqnt.formats import Format, Granularity, format_named
+from jqnt.formats import Format, format_named
+from jqnt.granularity import Granularity
 from jqnt.graph.ir import Graph
 from jqnt.graph.match import static_tensors
 from jqnt.graph.roles import weight_of
@@ -28,8 +30,9 @@ class Rule:
     `name` is a glob pattern, or several, for the tensor or for the node that it belongs to (the
     reader of a weight or bias, the maker of an activation with what is fused to it); `op` is one
     for the operator that computes there, the head of a fusion group. `format` is a Format or its
-    name; "float32" leaves the tensor alone. `limits` is a fixed range. What is None stays as the
-    target has it.
+    name; "float32" leaves the tensor alone. `limits` is a fixed range. `scale_format` is a grid
+    for the scales: "power_of_two", or "int4" and the like for block scales that are integers
+    times one float per channel. What is None stays as the target has it.
     """
 
     name: str | tuple[str, ...] = "*"
@@ -39,17 +42,28 @@ class Rule:
     granularity: Scales | None = None
     symmetric: bool | None = None
     limits: tuple[float, float] | None = None
+    scale_format: str | None = None
 
     def __post_init__(self):
         if self.format is not None:
             _ = self.number_format  # an unknown name is an error here, not later
         if isinstance(self.granularity, int) and self.granularity < 1:
             raise ConfigError(f"{self}: a block has at least one element")
+        if self.scale_format not in (None, "power_of_two") and not self.scale_bits:
+            raise ConfigError(
+                f"{self}: a scale format is power_of_two, or int1 to int8 for block scales"
+            )
 
     @property
     def number_format(self) -> Format | None:
         """`format` resolved."""
         return format_named(self.format) if isinstance(self.format, str) else self.format
+
+    @property
+    def scale_bits(self) -> int | None:
+        """The bits of integer block scales, if the rule asks for them."""
+        match = re.fullmatch(r"int([1-8])", self.scale_format or "")
+        return int(match[1]) if match else None
 
     def matches(self, names: Collection[str], op: str, role: str) -> bool:
         """Whether it speaks of a tensor in this role that goes by any of these names."""
@@ -69,6 +83,7 @@ class Rule:
             "granularity": self.granularity,
             "symmetric": self.symmetric,
             "limits": self.limits,
+            "scale_format": self.scale_format,
         }
         return f"Rule({', '.join(f'{k}={v!r}' for k, v in given.items() if v is not None)})"
 

@@ -1,13 +1,15 @@
 """Back from a frozen result to a simulation: encodings -> quantizers."""
 
+from typing import cast
+
 import jax.numpy as jnp
 
 from jqnt.encodings import Encoding, Encodings
-from jqnt.formats import Minifloat
-from jqnt.quantizers import Affine, Cast
+from jqnt.formats import Microscaling, Minifloat
+from jqnt.quantizers import Affine, Cast, Microscaled
 from jqnt.types import Quantizer
 
-__all__ = ["thaw"]
+__all__ = ["quantizer_of", "thaw"]
 
 
 def thaw(encodings: Encodings) -> dict[str, Quantizer]:
@@ -15,13 +17,18 @@ def thaw(encodings: Encodings) -> dict[str, Quantizer]:
 
     The opposite of `freeze`: freeze(graph, params, thaw(encodings)) gives the encodings back.
     """
-    return {name: _quantizer(encoding) for name, encoding in encodings.items()}
+    return {name: quantizer_of(encoding) for name, encoding in encodings.items()}
 
 
-def _quantizer(encoding: Encoding) -> Quantizer:
+def quantizer_of(encoding: Encoding) -> Quantizer:
+    """What puts a float tensor on the grid of `encoding`."""
     fmt = encoding.format
+    scale = None if encoding.scale is None else jnp.asarray(encoding.scale)
     if isinstance(fmt, Minifloat):
-        return Cast(fmt)
+        return Cast(fmt, scale, encoding.granularity)
+    if isinstance(fmt, Microscaling):
+        axis = cast(int, encoding.granularity.axis)
+        return Microscaled(jnp.float32(1) if scale is None else scale, fmt, axis)
     assert encoding.scale is not None and encoding.zero_point is not None
     return Affine(
         jnp.asarray(encoding.scale),

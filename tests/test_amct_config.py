@@ -1,16 +1,20 @@
 """AMCT's config.json, as its documentation shows it, becomes rules."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 from built import built, node
 
-from jqnt.errors import ConfigError
+from jqnt.errors import ConfigError, UnsupportedError
 from jqnt.formats import Granularity, Integer
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.amct_config import read_amct_config
+from jqnt.interop.amct_write import amct_config
+from jqnt.interop.target_file import read_target
 from jqnt.placement import plan
+from jqnt.rules import Rule
 
 DOCUMENT = {
     "version": 1,
@@ -105,3 +109,31 @@ def test_broken_files(document, match):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_amct_config(tmp_path / "config.json", GRAPH)
+
+
+def test_a_written_configuration_reads_back_to_the_same_plan(tmp_path):
+    found = read_amct_config(DOCUMENT, GRAPH)
+    first = plan(GRAPH, found.rules, target="amct")
+    document = amct_config(
+        GRAPH, first, batch_num=found.batch_num, learned_rounding=found.learned_rounding
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(document))
+    again = read_amct_config(path, GRAPH)
+    assert (again.batch_num, again.learned_rounding) == (2, ("n_y",))
+    described = read_target(str(path), GRAPH)
+    second = plan(GRAPH, described.rules, target=described.target)
+    assert {n: (s.format, s.symmetric, s.granularity) for n, s in second.specs.items()} == {
+        n: (s.format, s.symmetric, s.granularity) for n, s in first.specs.items()
+    }
+    partly = plan(GRAPH, (Rule("v", format="float32"),), target="amct")
+    assert amct_config(GRAPH, partly)["n_y"] == {"quant_enable": False}
+    with pytest.raises(UnsupportedError, match="8 and 16 bits, not int4"):
+        amct_config(GRAPH, plan(GRAPH, (Rule("v", format="int4"),)))
+
+
+def test_a_json_file_of_another_kind(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="neither a quantsim configuration"):
+        read_target(str(path), GRAPH)

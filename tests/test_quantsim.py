@@ -11,7 +11,10 @@ from jqnt.errors import ConfigError
 from jqnt.formats import Granularity, Integer
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.quantsim import read_quantsim_config
+from jqnt.interop.quantsim_write import quantsim_config
+from jqnt.interop.target_file import read_target
 from jqnt.placement import plan
+from jqnt.targets import load_target
 
 DOCUMENT = {
     "defaults": {
@@ -144,3 +147,29 @@ def test_a_file_that_is_no_json(tmp_path):
     path.write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_quantsim_config(path, GRAPH)
+
+
+def test_a_written_configuration_reads_back_to_the_same_plan(tmp_path):
+    first = read_quantsim_config(DOCUMENT, GRAPH).target
+    document, unsaid = quantsim_config(first)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(document))
+    found = read_target(str(path), GRAPH)
+    assert not unsaid and not found.unhonoured
+    assert plan(GRAPH, target=found.target) == plan(GRAPH, target=first)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "qnn-htp"])
+def test_a_shipped_target_survives_as_a_configuration(name):
+    document, unsaid = quantsim_config(load_target(name))
+    found = plan(GRAPH, target=read_quantsim_config(document, GRAPH).target)
+    own = plan(GRAPH, target=name)
+
+    def plain(specs):
+        return {n: (s.format, s.symmetric, s.granularity) for n, s in specs.items()}
+
+    assert plain(own.specs).items() <= plain(found.specs).items()
+    # What moves its input's encoding has a quantizer of its own there, of the same range.
+    assert set(found.specs) - set(own.specs) <= set(own.tied)
+    assert found.biases == own.biases
+    assert bool(unsaid) == (name == "qnn-htp")

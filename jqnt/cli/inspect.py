@@ -8,12 +8,14 @@ import numpy as np
 from jqnt.cli.console import emit
 from jqnt.cli.loading import rules_of
 from jqnt.cli.options import Activations, AsJson, Model, RulesFile, Scales, Target, Weights
-from jqnt.formats import Granularity
+from jqnt.formats import Minifloat
 from jqnt.graph.ir import Graph
 from jqnt.graph.onnx_import import import_onnx
+from jqnt.interop.target_file import read_target
 from jqnt.placement import plan
-from jqnt.plan import Plan
+from jqnt.plan import Plan, Spec
 from jqnt.report import table_of
+from jqnt.scales import PowersOfTwo
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.fold_bn import fold_bn
 from jqnt.types import Params
@@ -33,8 +35,14 @@ def inspect(
     """Show a model's graph, and the plan: tensor, role, format, scales, and why."""
     graph, params, _ = import_onnx(model)
     folded, folded_params = fold_bn(*cleanup(graph, params))
-    laid = plan(folded, rules_of(rules, weights, activations, scales), target=target)
-    document = {"graph": _summary(graph, params), "plan": _rows(laid, folded, folded_params)}
+    described = read_target(target, folded)
+    own = rules_of(rules, weights, activations, scales)
+    laid = plan(folded, (*own, *described.rules), target=described.target)
+    document = {
+        "graph": _summary(graph, params),
+        "plan": _rows(laid, folded, folded_params),
+        "unhonoured": list(described.unhonoured),
+    }
     summary = [{"what": key, "value": _text(value)} for key, value in document["graph"].items()]
     columns = {
         "tensor": "tensor",
@@ -43,10 +51,11 @@ def inspect(
         "scales": "scales",
         "why": "why",
     }
-    tables = [
+    tables: list[Any] = [
         table_of(graph.name, {"what": "", "value": ""}, summary),
         table_of("Plan (batch normalization folded)", columns, document["plan"]),
     ]
+    tables += [f"{target}, not honoured: {key}" for key in described.unhonoured]
     emit(document, tables, json)
 
 
@@ -73,7 +82,7 @@ def _rows(laid: Plan, graph: Graph, params: Params) -> list[dict[str, Any]]:
             "tensor": name,
             "role": spec.role,
             "format": spec.format.name,
-            "scales": _scales(spec.granularity),
+            "scales": _scales(spec),
             "symmetric": spec.symmetric,
             "why": spec.rule,
         }
@@ -89,12 +98,21 @@ def _rows(laid: Plan, graph: Graph, params: Params) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: order[row["tensor"]])
 
 
-def _scales(granularity: Granularity) -> str:
+def _scales(spec: Spec) -> str:
+    granularity = spec.granularity
+    if isinstance(spec.format, Minifloat) and not spec.format.scaled:
+        return "none"
     if granularity.axis is None:
-        return "one"
-    if granularity.block is None:
-        return f"per index of axis {granularity.axis}"
-    return f"per block of {granularity.block} on axis {granularity.axis}"
+        text = "one"
+    elif granularity.block is None:
+        text = f"per index of axis {granularity.axis}"
+    else:
+        text = f"per block of {granularity.block} on axis {granularity.axis}"
+    if isinstance(spec.scale_format, PowersOfTwo):
+        text += ", powers of two"
+    elif spec.scale_format is not None:
+        text += f", int{spec.scale_format.bits} times one per channel"
+    return text
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ import jax
 
 from jqnt.data import Data, load_function
 from jqnt.errors import ConfigError, nearest
+from jqnt.granularity import Granularity
 from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
 from jqnt.metrics import Evaluate, Metric, evaluator, metric_named, user_metric
@@ -65,10 +66,20 @@ def _load_rules(path: Path | None) -> tuple[Rule, ...]:
         for key in table:
             if key not in known:
                 raise ConfigError(f"{path}, rule {number}: unknown {key!r}{nearest(key, known)}")
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
-        }
+        values: dict[str, Any] = {k: _value(v, f"{path}, rule {number}") for k, v in table.items()}
         found.append(Rule(**values))
     if not found:
         raise ConfigError(f"{path}: holds no [[rule]]")
     return tuple(found)
+
+
+def _value(value: Any, where: str) -> Any:
+    """Lists become tuples; a table of axis and block is a `Granularity`."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if key not in ("axis", "block"):
+            raise ConfigError(f"{where}: a granularity has axis and block, not {key!r}")
+    return Granularity(**{k: _value(v, where) for k, v in value.items()})

@@ -52,7 +52,13 @@ MaxLatency = Annotated[
 EncodingsVersion = Annotated[
     Literal["0.6.1", "1.0.0", "2.0.0"], typer.Option(help="format of encodings.json")
 ]
-Target = Annotated[str, typer.Option(help="what the backend can do: a name, or its TOML file")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="what the backend can do: a name, its TOML file, or the JSON configuration of AIMET's "
+        "quantsim or AMCT"
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="number format of the weights; the target's by default", show_default=False),

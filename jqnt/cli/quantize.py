@@ -1,5 +1,7 @@
 """`jqnt quantize`: post-training quantization, with equalization and learned rounding on demand."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -25,24 +27,58 @@ from jqnt.cli.options import (
     Weights,
 )
 from jqnt.cli.results import write_model
-from jqnt.data import load_data
+from jqnt.data import Data, load_data
+from jqnt.encodings import Encodings
 from jqnt.freeze import freeze
 from jqnt.frozen import Frozen, check_out
+from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
+from jqnt.interop.target_file import read_target
 from jqnt.learn.adaround import adaround as learn_rounding
 from jqnt.learn.calibrate import calibrate
-from jqnt.observers import entropy, minmax, mse, percentile
+from jqnt.learn.output_error import least_output_error
+from jqnt.learn.reconstruct import reconstruct
+from jqnt.learn.warnings import outside_range, too_few
+from jqnt.observers import (
+    Observer,
+    deviations,
+    entropy,
+    exact_mse,
+    lp_norm,
+    minmax,
+    moving_average,
+    mse,
+    percentile,
+    sqnr,
+)
 from jqnt.placement import plan
-from jqnt.plan import bind
+from jqnt.plan import Plan, bind
 from jqnt.report import progress_bar
+from jqnt.thaw import thaw
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.equalize import equalize as equalized
 from jqnt.transforms.fold_bn import fold_bn
+from jqnt.types import Quantizer
 
 __all__ = ["quantize"]
 
-_OBSERVERS = {"minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
+_OBSERVERS: dict[str, Callable[[], Observer]] = {
+    "minmax": minmax,
+    "average": moving_average,
+    "deviations": deviations,
+    "percentile": percentile,
+    "mse": mse,
+    "sqnr": sqnr,
+    "lp": lp_norm,
+    "entropy": entropy,
+}
+_WEIGHT_OBSERVERS: dict[str, Callable[[], Observer]] = {
+    "minmax": minmax,
+    "output": minmax,
+    "mse": exact_mse,
+    "sqnr": lambda: exact_mse(clip_weight=3.0),
+}
 
 
 def quantize(
@@ -56,9 +92,17 @@ def quantize(
     scales: Scales = None,
     rules: RulesFile = None,
     observer: Annotated[
-        Literal["minmax", "percentile", "mse", "entropy"],
+        Literal["minmax", "average", "deviations", "percentile", "mse", "sqnr", "lp", "entropy"],
         typer.Option(help="how the ranges of activations are found"),
     ] = "minmax",
+    weight_observer: Annotated[
+        Literal["minmax", "mse", "sqnr", "output"],
+        typer.Option(help="how those of weights are; output: the least error of the layer"),
+    ] = "minmax",
+    freeze_ranges: Annotated[
+        Path | None,
+        typer.Option(help="encodings (jqnt's JSON) whose tensors keep them", show_default=False),
+    ] = None,
     equalize: Annotated[
         bool, typer.Option("--equalize", help="make channel ranges of neighbours equal first")
     ] = False,
@@ -82,10 +126,27 @@ def quantize(
     folded, exact = fold_bn(*cleanup(graph, params))
     if equalize:
         folded, exact = equalized(folded, exact)
-    laid = plan(folded, rules_of(rules, weights, activations, scales), target=target)
+    described = read_target(target, folded)
+    own = rules_of(rules, weights, activations, scales)
+    laid = plan(folded, (*own, *described.rules), target=described.target)
+    warnings = [f"{target}, not honoured: {key}" for key in described.unhonoured]
     with progress_bar(json) as show:
         show("calibrating", 0, 1)
-        theta = calibrate(lower(folded), exact, laid, data, observer=_OBSERVERS[observer]())
+        theta = calibrate(
+            lower(folded),
+            exact,
+            laid,
+            data,
+            observer=_OBSERVERS[observer](),
+            weight_observer=_WEIGHT_OBSERVERS[weight_observer](),
+            frozen=_frozen(freeze_ranges, laid),
+        )
+        warnings += [text] if (text := too_few(data.samples)) else []
+        if weight_observer == "output":
+            method = least_output_error()
+            theta = reconstruct(
+                folded, exact, theta, laid, data, method, key=jax.random.key(key)
+            ).theta
         if adaround:
             theta = learn_rounding(
                 folded,
@@ -103,11 +164,29 @@ def quantize(
             "model": str(model),
             "encodings": len(encodings),
             "out": str(out or ""),
+            "warnings": warnings,
         }
         if judge and chosen:
             show("evaluating", 0, 1)
             document["metric"] = figures(frozen, (graph, params), judge, chosen)
+            found = outside_range(lower(folded), exact, bind(theta, laid), _inputs(judge, folded))
+            warnings += [str(row) for row in found]
         if out is not None:
             show("writing", 0, 1)
             document |= write_model(out, frozen, version=encodings_version)
-    emit(document, judged_table(document), json)
+    tables = [*judged_table(document), *(f"warning: {text}" for text in warnings)]
+    emit(document, tables, json)
+
+
+def _frozen(path: Path | None, laid: Plan) -> dict[str, Quantizer]:
+    """The quantizers of a saved encodings file for the tensors that the plan gives one."""
+    if path is None:
+        return {}
+    held = thaw(Encodings.load(path))
+    followed = {*laid.tied, *laid.biases}
+    return {name: quantizer for name, quantizer in held.items() if name not in followed}
+
+
+def _inputs(data: Data, graph: Graph) -> Iterator[dict[str, Any]]:
+    for batch in data:
+        yield {name: batch[name] for name in graph.inputs}

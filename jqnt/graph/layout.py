@@ -13,7 +13,7 @@ import numpy as np
 
 from jqnt.formats import Granularity
 from jqnt.graph.ir import Node
-from jqnt.quantizers import Affine, Cast, Dropped, Mixture, Select
+from jqnt.quantizers import Affine, Cast, Dropped, Microscaled, Mixture, Select
 
 __all__ = ["RENAMED", "Laid", "align", "last_quantizer", "to_last", "to_onnx"]
 
@@ -70,13 +70,15 @@ def last_quantizer(quantizer: Any, rank: int) -> Any | None:
     None where only ONNX's layout will do: leaves of the tensor's own shape, blocks, and kinds
     that are not known here.
     """
-    if isinstance(quantizer, Cast):
-        return quantizer
-    if isinstance(quantizer, Affine):
+    if isinstance(quantizer, Microscaled):
+        return replace(quantizer, axis=new_axis(quantizer.axis, rank))
+    if isinstance(quantizer, Affine | Cast):
         axis, block = quantizer.granularity.axis, quantizer.granularity.block
         if axis is None:
             return quantizer
-        return None if block else replace(quantizer, granularity=Granularity(new_axis(axis, rank)))
+        if block is not None or isinstance(axis, tuple):
+            return None
+        return replace(quantizer, granularity=Granularity(new_axis(axis, rank)))
     if isinstance(quantizer, Mixture | Select):
         branches = tuple(last_quantizer(branch, rank) for branch in quantizer.branches)
         return None if any(b is None for b in branches) else replace(quantizer, branches=branches)

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from jqnt.graph.ir import Graph, Node
 
-__all__ = ["Weight", "data_inputs", "float_tensors", "weight_of"]
+__all__ = ["Weight", "data_inputs", "float_tensors", "summed_axis", "weight_of"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,23 @@ def data_inputs(node: Node) -> tuple[str, ...]:
     if node.op == "Gemm":
         count = 2
     return tuple(name for name in node.inputs[:count] if name)
+
+
+def summed_axis(node: Node, index: int) -> int | None:
+    """The axis of input `index` that a convolution or matrix product sums over, or None.
+
+    Channels for convolutions; negative axes are counted from the end.
+    """
+    if index > 1:
+        return None
+    if node.op in ("Conv", "ConvTranspose"):
+        return 1 if index == 0 or node.op == "Conv" else 0
+    if node.op == "MatMul":
+        return -1 - index
+    if node.op == "Gemm":
+        flipped = bool(node.attrs.get("transB" if index else "transA", 0))
+        return 1 - index if not flipped else index
+    return None
 
 
 _NOT_FLOAT = frozenset(

@@ -26,7 +26,7 @@ from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, Step, partition
 from jqnt.integer.requantize import quantize_float
 from jqnt.integer.rule import Out, container, settled, store, true_codes
-from jqnt.quantizers import Cast
+from jqnt.thaw import quantizer_of
 
 __all__ = ["lower"]
 
@@ -215,8 +215,10 @@ def _enter(program: Program, name: str, value: Laid, scales: Any) -> Laid:
     if encoding is None or isinstance(array, np.ndarray):
         return value
     if not isinstance(encoding.format, Integer):
-        cast = last_quantizer(Cast(encoding.format), array.ndim)
-        return value._replace(array=cast(array))  # pyright: ignore
+        cast = quantizer_of(encoding)
+        if value.last and (moved := last_quantizer(cast, array.ndim)) is not None:
+            return value._replace(array=moved(array))
+        return Laid(cast(to_onnx(value).array))
     if jnp.issubdtype(array.dtype, jnp.integer):
         codes = array.astype(jnp.int32)
     else:

@@ -15,7 +15,7 @@ from jqnt.graph.ir import Graph, Node
 from jqnt.graph.lower import run_node
 from jqnt.graph.match import static_tensors
 from jqnt.graph.shapes import infer_shapes
-from jqnt.quantizers import Cast
+from jqnt.thaw import quantizer_of
 
 __all__ = ["Coded", "Operands"]
 
@@ -128,7 +128,7 @@ class Operands:
             return self._raw(name)
         if isinstance(encoding.format, Integer):
             return encoding.dequantize(self._encode(name, encoding).codes)
-        return np.asarray(Cast(encoding.format)(jnp.asarray(self._raw(name))))
+        return np.asarray(quantizer_of(encoding)(jnp.asarray(self._raw(name))))
 
     def _raw(self, name: str) -> np.ndarray:
         if name in self.graph.constants:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import ConfigError, UnsupportedError, nearest
-from jqnt.formats import FP16, FP32, PER_TENSOR, Integer, Minifloat
+from jqnt.formats import FP16, FP32, PER_TENSOR, Integer, Microscaling, Minifloat
 from jqnt.graph.ir import Graph
 from jqnt.graph.match import static_tensors
 from jqnt.interop.axes import WeightAxes, weight_axes
@@ -53,6 +53,10 @@ def to_aimet(
         graph.check(name)
         if encoding.format == FP32:
             continue
+        if isinstance(encoding.format, Microscaling) or not encoding.granularity.single:
+            raise UnsupportedError(
+                f"tensor {name!r}: encodings files know no {encoding.format.name} with such blocks"
+            )
         entry = _WRITERS[version](name, encoding, axes.get(name))
         if entry is not None:
             (weights if name in static else activations)[name] = entry
@@ -102,7 +106,7 @@ def _scales(encoding: Encoding) -> list[float]:
 
 
 def _half(name: str, encoding: Encoding, version: str) -> int:
-    if encoding.format != FP16:
+    if encoding.format != FP16 or encoding.scale is not None:
         raise UnsupportedError(
             f"tensor {name!r}: version {version} knows float16, not {encoding.format.name}"
         )
@@ -180,17 +184,20 @@ def _write_2_0_0(name: str, encoding: Encoding, axes: WeightAxes | None) -> dict
             return None
         if fmt.name not in FLOATS:
             raise UnsupportedError(f"tensor {name!r}: version 2.0.0 has no {fmt.name}")
-        return {"name": name, "output_dtype": FLOATS[fmt.name], "y_scale": 1.0}
+        entry = {"name": name, "output_dtype": FLOATS[fmt.name], "y_scale": 1.0}
+        return entry if encoding.scale is None else entry | _grid_2_0_0(encoding)
     if fmt.bits not in (2, 4, 8, 16, 32):
         raise UnsupportedError(f"tensor {name!r}: version 2.0.0 has no {fmt.name}")
-    assert encoding.scale is not None and encoding.zero_point is not None
-    entry: dict[str, Any] = {
-        "name": name,
-        "output_dtype": fmt.name,
-        "y_scale": encoding.scale.astype(float).tolist(),
-    }
+    assert encoding.zero_point is not None
+    entry: dict[str, Any] = {"name": name, "output_dtype": fmt.name} | _grid_2_0_0(encoding)
     if encoding.zero_point.any():
         entry["y_zero_point"] = encoding.zero_point.tolist()
+    return entry
+
+
+def _grid_2_0_0(encoding: Encoding) -> dict[str, Any]:
+    assert encoding.scale is not None
+    entry: dict[str, Any] = {"y_scale": encoding.scale.astype(float).tolist()}
     if encoding.granularity.axis is not None and encoding.scale.ndim:
         entry["axis"] = encoding.granularity.axis
     if encoding.granularity.block is not None:

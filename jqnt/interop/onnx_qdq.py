@@ -11,7 +11,7 @@ from onnx import helper, version_converter
 
 from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import ConfigError, UnsupportedError, nearest
-from jqnt.formats import FP32, Integer, Minifloat
+from jqnt.formats import FP32, Integer, Microscaling, Minifloat
 from jqnt.graph.ir import Graph
 from jqnt.interop.to_onnx import initializer, to_onnx
 
@@ -37,7 +37,7 @@ def to_qdq(
     read; scale and zero point are `t_scale`, `t_zero_point`. A graph output keeps its name for
     the caller: its node writes `t_QuantizeLinear_Input`, DequantizeLinear makes t. A weight or
     bias w is the initializer `w_quantized`, and w is what DequantizeLinear makes of it. Float
-    formats are a pair of Casts by way of `t_float16` (or the format's name).
+    formats without a scale are a pair of Casts by way of `t_float16` (or the format's name).
 
     `opset` is by default the lowest that holds the graph and its formats: 13, 21 for types of 16
     and 4 bits and for blocks; below 21 narrow weights are held in int8. Grids without an ONNX
@@ -45,8 +45,13 @@ def to_qdq(
 
     Raises UnsupportedError, naming the tensor, for what the opset or ONNX cannot hold.
     """
-    for name in encodings:
+    for name, encoding in encodings.items():
         graph.check(name)
+        if isinstance(encoding.format, Microscaling) or not encoding.granularity.single:
+            raise UnsupportedError(
+                f"tensor {name!r}: ONNX has no {encoding.format.name} with such blocks; blocks of "
+                f"integers along one axis it has"
+            )
     lowest = max(graph.opsets.get("", 1), 13)
     if opset is not None and opset < lowest:
         raise ConfigError(f"opset {opset} is below the graph's own, {lowest}")
@@ -99,10 +104,10 @@ class _Writer:
             self.writes[name] = source
         else:
             self.reads[name] = result
-        if isinstance(encoding.format, Minifloat):
+        if isinstance(encoding.format, Minifloat) and encoding.scale is None:
             self._casts(source, name, result, encoding.format)
             return
-        dtype = _dtype(name, encoding.format, self.opset)
+        dtype = _stored(name, encoding, self.opset)
         grid = self._grid(name, encoding, dtype)
         middle = f"{name}_QuantizeLinear_Output"
         attrs = _attributes(encoding)
@@ -116,8 +121,14 @@ class _Writer:
         stored = f"{name}_quantized"
         if isinstance(encoding.format, Minifloat):
             dtype, top = _minifloat(name, encoding.format)[0], encoding.format.max
+            if encoding.scale is not None:
+                value = np.float32(value) / encoding.expand(encoding.scale, value.shape)
             self.tensors[stored] = initializer(stored, np.clip(value, -top, top).astype(dtype))
-            self._node("Cast", [stored], name, {"to": int(onnx.TensorProto.FLOAT)})
+            if encoding.scale is None:
+                self._node("Cast", [stored], name, {"to": int(onnx.TensorProto.FLOAT)})
+                return
+            grid = self._grid(name, encoding, np.dtype(dtype))
+            self._node("DequantizeLinear", [stored, *grid], name, _attributes(encoding))
             return
         codes = encoding.quantize(value) if codes is None else codes
         dtype = _dtype(name, encoding.format, self.opset)
@@ -126,9 +137,12 @@ class _Writer:
         self._node("DequantizeLinear", [stored, *grid], name, _attributes(encoding))
 
     def _grid(self, name: str, encoding: Encoding, dtype: np.dtype) -> list[str]:
-        assert encoding.zero_point is not None
+        assert encoding.scale is not None
         scale, zero = f"{name}_scale", f"{name}_zero_point"
         self.tensors[scale] = initializer(scale, encoding.scale)
+        if encoding.zero_point is None:
+            self.tensors[zero] = initializer(zero, np.zeros(encoding.scale.shape, dtype))
+            return [scale, zero]
         if dtype == np.int32:
             if encoding.zero_point.any():
                 raise UnsupportedError(f"tensor {name!r}: ONNX int32 codes have no zero point")
@@ -138,7 +152,8 @@ class _Writer:
 
     def _clipped(self, source: str, name: str, encoding: Encoding) -> str:
         """The tensor clipped to the grid's ends, where its ONNX type has more codes."""
-        assert isinstance(encoding.format, Integer)
+        if not isinstance(encoding.format, Integer):
+            return source
         dtype = _dtype(name, encoding.format, self.opset)
         info = ml_dtypes.iinfo(dtype)
         low, high = encoding.format.limits
@@ -181,6 +196,8 @@ def _needed(name: str, encoding: Encoding, opset: int | None) -> int:
     """The first opset that holds an encoding; UnsupportedError where `opset` is lower."""
     if isinstance(encoding.format, Minifloat):
         needed = 13 if encoding.format == FP32 else _minifloat(name, encoding.format)[1]
+        if encoding.scale is not None and needed == 13:
+            raise UnsupportedError(f"tensor {name!r}: ONNX has no scaled {encoding.format.name}")
     else:
         dtype = _dtype(name, encoding.format, 21 if opset is None else opset)
         needed = 13 if dtype in (np.int8, np.uint8, np.int32) else 21
@@ -192,6 +209,14 @@ def _needed(name: str, encoding: Encoding, opset: int | None) -> int:
             f"not {opset}"
         )
     return needed
+
+
+def _stored(name: str, encoding: Encoding, opset: int) -> np.dtype:
+    """The ONNX type of codes, of integers or of a minifloat with a scale."""
+    if isinstance(encoding.format, Minifloat):
+        return np.dtype(_minifloat(name, encoding.format)[0])
+    assert isinstance(encoding.format, Integer)
+    return _dtype(name, encoding.format, opset)
 
 
 def _dtype(name: str, fmt: Integer, opset: int) -> np.dtype:

@@ -1,17 +1,21 @@
 """Calibration: batches -> ranges -> the parameters of every quantizer of a plan."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqnt.errors import DataError
-from jqnt.formats import PER_TENSOR, Granularity, Minifloat
-from jqnt.observers import MINMAX, Observer, affine_of_range
+from jqnt.affine import grid_limits
+from jqnt.errors import ConfigError, DataError, nearest
+from jqnt.formats import Format, Integer, Microscaling, Minifloat
+from jqnt.granularity import PER_TENSOR, Granularity
+from jqnt.observers import MINMAX, Grid, Observer, affine_of_range
 from jqnt.plan import Choice, Options, Plan, Spec, Theta, branch_specs
-from jqnt.quantizers import Cast
+from jqnt.quantizers import Affine, Cast, Microscaled, SoftRound
+from jqnt.scales import PowersOfTwo
 from jqnt.types import Apply, Params, Quantizer
 
 __all__ = ["Batches", "calibrate", "checked_batches"]
@@ -28,6 +32,8 @@ def calibrate(
     *,
     observer: Observer = MINMAX,
     weight_observer: Observer = MINMAX,
+    importance: Sequence[float | int] | None = None,
+    frozen: Mapping[str, Quantizer] | None = None,
 ) -> Theta:
     """theta: a quantizer for every spec of `plan`, `Options` for every choice.
 
@@ -36,10 +42,17 @@ def calibrate(
     a quantizer are observed together. Weights, and constants that act as activations, are
     observed once, the weights by `weight_observer`. The logits of choices start at zero.
 
-    Raises DataError for no batch, an empty one, NaN or infinity in the data or in an activation,
-    and, by `apply`, for inputs of the wrong name, shape or type.
+    `importance` has one weight per batch: what its values count in averages and histograms; a
+    batch of weight 0 is not looked at. `frozen` has the quantizers of tensors that keep the one
+    they have, such as `thaw` of encodings that were loaded.
+
+    Raises ConfigError for a frozen quantizer of a tensor that the plan has none for, or of another
+    format than the plan's; DataError for importance that does not fit the batches, for no batch,
+    an empty one, NaN or infinity in the data or in an activation, and, by `apply`, for inputs of
+    the wrong name, shape or type.
     """
-    wanted = _tensors(plan)
+    kept = _frozen(plan, frozen or {})
+    wanted = {name: specs for name, specs in _tensors(plan).items() if name not in kept}
     known = {name for name in wanted if name in params}
     weights = {name for name, specs in wanted.items() if specs[0].role != "activation"} - known
     values = {name: params[name] for name in known}
@@ -50,20 +63,20 @@ def calibrate(
         chosen = observer if wanted[name][0].role == "activation" else weight_observer
         states[name] = _observed(chosen, value, wanted[name])
     seen = {n: s for n, s in wanted.items() if n not in values and _needs_range(s)}
-    states |= _observe(apply, params, plan, seen, batches, observer)
+    states |= _observe(apply, params, plan, seen, _weighted(batches, importance), observer)
 
     def quantizer(name: str, spec: Spec) -> Quantizer:
-        if isinstance(spec.format, Minifloat):
-            return Cast(spec.format)
-        if spec.limits is not None:
-            low, high = (jnp.float32(limit) for limit in spec.limits)
-            return affine_of_range(low, high, spec.format, spec.symmetric)
+        if name in kept:
+            return kept[name]
+        if spec.limits is not None or not _ranged(spec.format):
+            low, high = (jnp.float32(limit) for limit in spec.limits or (0, 0))
+            return _shaped(affine_of_range(low, high, spec.format, spec.symmetric), spec)
         chosen = weight_observer if spec.role != "activation" else observer
-        state = states[name][_granularities(wanted[name]).index(spec.granularity)]
+        state = states[name][_granularities(wanted[name]).index(_observed_as(spec))]
         found = chosen.finish(state, spec.format, spec.symmetric)
-        if not isinstance(found, Cast) and not bool(jnp.isfinite(found.scale).all()):
+        if found.scale is not None and not bool(jnp.isfinite(found.scale).all()):
             raise DataError(f"tensor {name!r} holds NaN or infinity on these data")
-        return found
+        return _shaped(found, spec)
 
     chosen = {tensor for choice in plan.choices.values() for tensor in choice.tensors}
     theta: Theta = {n: quantizer(n, s) for n, s in plan.specs.items() if n not in chosen}
@@ -73,6 +86,50 @@ def calibrate(
             branches={t: _branches(choice, t, quantizer) for t in choice.tensors},
         )
     return theta
+
+
+def _weighted(
+    batches: Batches, importance: Sequence[float | int] | None
+) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Every batch that counts, and what it counts."""
+    if importance is None:
+        yield from ((batch, 1.0) for batch in checked_batches(batches))
+        return
+    weights = np.asarray(importance, np.float64)
+    if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any():
+        raise DataError("the importance of batches is a list of finite numbers from 0 on")
+    if not weights.any():
+        raise DataError("no batch has an importance above 0")
+    count = 0
+    for count, batch in enumerate(checked_batches(batches), start=1):
+        if count <= len(weights) and weights[count - 1] > 0:
+            yield batch, float(weights[count - 1])
+    if count != len(weights):
+        raise DataError(f"{len(weights)} weights of importance for {count} batches")
+
+
+def _frozen(plan: Plan, frozen: Mapping[str, Quantizer]) -> Mapping[str, Quantizer]:
+    """The frozen quantizers, each checked against the plan."""
+    for name, held in frozen.items():
+        spec = plan.specs.get(name)
+        searched = any(name in choice.tensors for choice in plan.choices.values())
+        if spec is None or searched:
+            where = f"is tied to {plan.tied[name]!r}" if name in plan.tied else "has no spec"
+            raise ConfigError(
+                f"the frozen quantizer of {name!r} has no place: in this plan it "
+                f"{'is being searched' if searched else where}{nearest(name, plan.specs)}"
+            )
+        if not _fits(held, spec.format):
+            raise ConfigError(f"the frozen quantizer of {name!r} is not {spec.format.name}")
+    return frozen
+
+
+def _fits(held: Any, fmt: Format) -> bool:
+    if isinstance(held, Cast | Microscaled):
+        return held.format == fmt
+    if not isinstance(fmt, Integer) or not isinstance(held, Affine | SoftRound):
+        return False
+    return held.signed == fmt.signed and bool((jnp.asarray(held.bits) == fmt.bits).all())
 
 
 def checked_batches(
@@ -108,12 +165,44 @@ def _tensors(plan: Plan) -> dict[str, tuple[Spec, ...]]:
 
 
 def _needs_range(specs: tuple[Spec, ...]) -> bool:
-    return any(s.limits is None and not isinstance(s.format, Minifloat) for s in specs)
+    return any(s.limits is None and _ranged(s.format) for s in specs)
+
+
+def _ranged(fmt: Format) -> bool:
+    """Whether a format has a scale that depends on the range of what was seen."""
+    if isinstance(fmt, Minifloat):
+        return fmt.scaled
+    return not isinstance(fmt, Microscaling) or fmt.scale is not None
+
+
+def _observed_as(spec: Spec) -> Granularity:
+    """The scale of microscaled blocks that is calibrated is the whole tensor's."""
+    return PER_TENSOR if isinstance(spec.format, Microscaling) else spec.granularity
+
+
+def _shaped(found: Grid, spec: Spec) -> Quantizer:
+    """The quantizer with the axis of its blocks, or with its scales on the grid that they have.
+
+    A wider step leaves the zero point where zero is: z' = qmin - (qmin - z) * scale / scale'.
+    """
+    if isinstance(found, Microscaled):
+        axis = spec.granularity.axis
+        return replace(found, axis=axis if isinstance(axis, int) else -1)
+    if spec.scale_format is None or not isinstance(found, Affine):
+        return found
+    snapped = replace(found, scale_format=spec.scale_format).on_grid()
+    snapped = replace(snapped, scale_format=spec.scale_format)
+    if isinstance(spec.scale_format, PowersOfTwo) and not spec.symmetric:
+        qmin, qmax = grid_limits(found.bits, found.signed, found.strict)
+        below = (qmin - jnp.asarray(found.zero_point)) * found.scale
+        zero = jnp.clip(jnp.round(qmin - below / snapped.scale), qmin, qmax)
+        return replace(snapped, zero_point=zero)
+    return snapped
 
 
 def _granularities(specs: tuple[Spec, ...]) -> tuple[Granularity, ...]:
     """Those of the integer specs, each once, in order; a tensor has one state for each."""
-    return tuple(dict.fromkeys(s.granularity for s in specs if not isinstance(s.format, Minifloat)))
+    return tuple(dict.fromkeys(_observed_as(s) for s in specs if _ranged(s.format)))
 
 
 def _observed(observer: Observer, value: Any, specs: tuple[Spec, ...]) -> tuple[Any, ...]:
@@ -127,7 +216,7 @@ def _observe(
     params: Params,
     plan: Plan,
     seen: dict[str, tuple[Spec, ...]],
-    batches: Batches,
+    batches: Iterable[tuple[Mapping[str, Any], float]],
     observer: Observer,
 ) -> dict[str, tuple[Any, ...]]:
     """Tensor -> the states after all batches, in one compiled step for each."""
@@ -140,26 +229,30 @@ def _observe(
     def values_of(params: Params, batch: Mapping[str, Any]) -> dict[str, Any]:
         return apply(params, {}, batch, want=want)
 
-    def update(state: Any, granularity: Granularity, name: str, values: dict[str, Any]) -> Any:
+    def update(
+        state: Any, granularity: Granularity, name: str, values: dict[str, Any], weight: Any
+    ) -> Any:
         # Another axis of a tied tensor may mean something else; its values are the leader's.
         tensors = members[name] if granularity == PER_TENSOR else [name]
         for tensor in tensors:
-            state = observer.update(state, values[tensor].astype(jnp.float32))
+            state = observer.update(state, values[tensor].astype(jnp.float32), weight)
         return state
 
     @jax.jit
-    def step(states: dict[str, tuple[Any, ...]], params: Params, batch: Mapping[str, Any]) -> Any:
+    def step(
+        states: dict[str, tuple[Any, ...]], params: Params, batch: Mapping[str, Any], weight: Any
+    ) -> Any:
         values = values_of(params, batch)
         return {
             name: tuple(
-                update(state, g, name, values)
+                update(state, g, name, values, weight)
                 for state, g in zip(states[name], _granularities(specs), strict=True)
             )
             for name, specs in seen.items()
         }
 
     states: dict[str, tuple[Any, ...]] = {}
-    for batch in checked_batches(batches):
+    for batch, weight in batches:
         if not want:
             continue
         if not states:
@@ -168,7 +261,7 @@ def _observe(
                 name: tuple(observer.init(shapes[name], g) for g in _granularities(specs))
                 for name, specs in seen.items()
             }
-        states = step(states, params, batch)
+        states = step(states, params, batch, jnp.float32(weight))
     return states
 
 

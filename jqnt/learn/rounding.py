@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jqnt.affine import divide, rectified_sigmoid
+from jqnt.errors import UnsupportedError
 from jqnt.learn.fit import fit
 from jqnt.learn.gram import Moments
 from jqnt.learn.layer import Layer, matrix, tensor
@@ -150,7 +151,16 @@ def rounded_up(layer: Layer, quantizer: Affine, up: Bool[Array, "g o k"]) -> Sof
 
 
 def soft_of(quantizer: Affine, logit: Float[Array, "..."]) -> SoftRound:
-    """The grid with a rounding of its own."""
+    """The grid with a rounding of its own.
+
+    Raises UnsupportedError for a grid that stands half a step off zero.
+    """
+    if quantizer.shifted:
+        raise UnsupportedError(
+            "rounding is learned on grids with a zero; give this weight another format than "
+            "a shifted one"
+        )
+    quantizer = quantizer.on_grid()
     return SoftRound(
         quantizer.scale,
         quantizer.zero_point,

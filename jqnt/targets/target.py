@@ -17,7 +17,8 @@ Scales = Literal["tensor", "channel"]
 
 @dataclass(frozen=True)
 class Tensors:
-    """What holds for all weights, or for all activations: the default and the legal formats."""
+    """What holds for all weights, or for all activations: the default and the legal formats, "*"
+    where there is no limit."""
 
     format: Format
     symmetric: bool
@@ -137,7 +138,7 @@ def _tensors(table: Mapping[str, Any], where: str, general: Tensors | None = Non
     default = format_named(table["format"])
     if table.get("strict", False) and isinstance(default, Integer):
         default = Integer(default.bits, default.signed, strict=True)
-    formats = frozenset(format_named(name).name for name in table["formats"])
+    formats = frozenset(n if n == "*" else format_named(n).name for n in table["formats"])
     return Tensors(default, table["symmetric"], _scales(table["granularity"], where), formats)
 
 
