@@ -37,6 +37,7 @@ def main() -> int:
         print(f"no such file: {', '.join(missing)}", file=sys.stderr)
         return 2
     rows = [row for path in models for row in bench(path, args.batch, args.calls)]
+    rows += requantization(10**7)
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -68,6 +69,8 @@ def bench(path: Path, batch: int, calls: int) -> list[dict[str, Any]]:
     on_device = jax.tree.map(jnp.asarray, params)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Without VNNI, onnxruntime saturates pairs of products at 16 bits unless it is told not to.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(
         to_qoperator(graph, frozen, encodings).SerializeToString(),
         options,
@@ -95,6 +98,66 @@ def bench(path: Path, batch: int, calls: int) -> list[dict[str, Any]]:
         row(f"{label}: emulation / own float", integer / floating, "ratio", FLOAT_BAR, times),
         row(f"{label}: emulation / onnxruntime", integer / reference, "ratio", ORT_BAR, times),
     ]
+
+
+def requantization(count: int) -> list[dict[str, Any]]:
+    """Each rounding of an int32 accumulator against int64 (float32 where the backend is float)."""
+    import jax
+    import jax.numpy as jnp
+
+    from jqnt.integer.fixed_point import quantized_multiplier
+    from jqnt.integer.requantize import FLOAT, MNN, NCNN
+    from jqnt.integer.requantize_fixed import DOUBLE, DYADIC, SINGLE
+    from jqnt.integer.rule import Out
+
+    rng = np.random.default_rng(0)
+    edges = np.int64([0, 1, -1, 2**24, -(2**24), 2**24 + 1, 2**29, -(2**29)])
+    near = rng.integers(-(2**12), 2**12, count // 2)
+    acc = np.concatenate([edges, near, rng.integers(-(2**29), 2**29, count - count // 2 - 8)])
+    sx, sw, sy = np.float32(0.5), np.float32(2.0**-9 * 1.37), np.float32(0.25)
+    ties = (np.float32(0.5), np.float32(2.0**-4), np.float32(1))
+    out = Out(np.int32(-3), np.int32(-128), np.int32(127))
+    bias, real = np.int64([77]), np.float32([77 * sx * sw])
+
+    def double(x: np.ndarray, m: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        high = ((x << max(int(shift), 0)) * int(m) + 2**30) >> 31
+        right = max(-int(shift), 0)
+        return np.sign(high) * ((np.abs(high) + ((1 << right) >> 1)) >> right)
+
+    def single(x: np.ndarray, m: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        right = 31 - int(shift)
+        return (x * int(m) + (1 << (right - 1))) >> right
+
+    def even(x: np.ndarray, m: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        right, product = 31 - int(shift), x * int(m)
+        up = (product + (1 << (right - 1))) >> right
+        tie = (product & ((1 << right) - 1)) == 1 << (right - 1)
+        return up - (tie & (up & 1 == 1))
+
+    def away(value: np.ndarray) -> np.ndarray:
+        return np.trunc(value + np.copysign(np.float32(0.5), value)).astype(np.float64)
+
+    found = []
+    for scales in ((sx, sw, sy), ties):
+        m, shift = quantized_multiplier(np.float64(scales[0]) * scales[1] / np.float64(scales[2]))
+        f, (a, w, y), one = acc.astype(np.float32), scales, np.float32(1)
+        whole = (acc + bias[0]).astype(np.float32)
+        expected = {
+            "half even, float32": (FLOAT, np.rint(whole * (a * w / y))),
+            "two roundings": (DOUBLE, double(acc + bias[0], m, shift)),
+            "one rounding": (SINGLE, single(acc + bias[0], m, shift)),
+            "dyadic, half even": (DYADIC, even(acc + bias[0], m, shift)),
+            "MNN": (MNN, away(f * (w * a / y) + real / y)),
+            "ncnn": (NCNN, away((f * (one / ((one / a) * (one / w))) + real) * (one / y))),
+        }
+        for name, (rule, value) in expected.items():
+            table = rule.prepare(a, np.full(1, w), y, bias, real)
+            run = jax.jit(lambda x, t, rule=rule: rule.apply(x, t, out))
+            ours = np.asarray(run(jnp.asarray(acc.astype(np.int32)), table))
+            wrong = int((ours != np.clip(value - 3, -128, 127)).sum())
+            kind = "ties" if scales is ties else "random and edges"
+            found.append(row(f"requantization, {name}, {kind}", wrong, "values", 0, f"of {count}"))
+    return found
 
 
 def medians(functions: list[Callable[[], Any]], calls: int) -> list[float]:

@@ -26,6 +26,7 @@ def _rounded(exact: Fraction) -> np.float32:
 def _operands(n: int):
     rng = np.random.default_rng(0)
     a = rng.integers(-255, 256, n).astype(np.float32)
+    a[n // 4 : n // 2] = rng.integers(-(2**24), 2**24, n // 2 - n // 4)
     b = (rng.normal(size=n) * 10.0 ** rng.integers(-3, 3, n)).astype(np.float32)
     c = (rng.normal(size=n) * 10.0 ** rng.integers(-3, 3, n)).astype(np.float32)
     b[: n // 2] = rng.integers(1, 2**12, n // 2) / 8

@@ -20,8 +20,9 @@ from jqnt.thaw import thaw
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.fold_bn import fold_bn
 from tests.built import node
-from tests.quantized_case import S8, U8, case, encoded, ort_session
+from tests.quantized_case import S8, U8, WEIGHT, case, encoded, ort_session
 
+W8 = (Rule(role="weight", format=WEIGHT.name),)
 W4 = (Rule(role="weight", format="int4"),)
 
 
@@ -35,7 +36,7 @@ def _images(data, name):
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def _frozen(data, name, rules=()):
+def _frozen(data, name, rules=W8):
     graph, params, _ = import_onnx(data / "models" / f"{name}.onnx")
     graph, params = cleanup(*fold_bn(graph, params))
     images = _images(data, name)
@@ -46,7 +47,7 @@ def _frozen(data, name, rules=()):
 
 @pytest.mark.parametrize(
     "name, rules",
-    [("cifar10_resnet20", ()), ("digits_mbv2_skew_bn", ()), ("digits_mbv2_skew_bn", W4)],
+    [("cifar10_resnet20", W8), ("digits_mbv2_skew_bn", W8), ("digits_mbv2_skew_bn", W4)],
     ids=["resnet20", "mbv2", "mbv2 W4A8"],
 )
 def test_every_logit_is_onnxruntimes(data, name, rules):

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from jqnt.encodings import Encoding, Encodings
-from jqnt.formats import Integer
+from jqnt.formats import Granularity, Integer
+from jqnt.integer import lower as lower_integers
+from jqnt.interop.onnx_qdq import to_qdq
 from tests.built import node
-from tests.quantized_case import case, encoded, mismatches
+from tests.quantized_case import WEIGHT, case, encoded, mismatches, ort_session
 
 U8, S8 = Integer(8), Integer(8, signed=True)
 
@@ -92,6 +94,13 @@ def test_matmul_with_a_weight(shape):
             _check(nodes, inputs, params, ["y"], activation=grid, per_channel=channels)
 
 
+@pytest.mark.parametrize("shapes", [((9, 30), (30, 7)), ((2, 3, 9, 30), (2, 3, 30, 7))])
+def test_matmul_of_two_activations(shapes):
+    inputs = {"a": _normal(1, *shapes[0]), "b": _normal(2, *shapes[1])}
+    for grid in (U8, S8) if WEIGHT.bits == 8 else (U8,):
+        _check([node("MatMul", "a b", "y")], inputs, {}, ["y"], activation=grid)
+
+
 @pytest.mark.parametrize("op", ["Add", "Mul"])
 @pytest.mark.parametrize(
     "shapes", [((4, 6, 8, 8), (4, 6, 8, 8)), ((4, 6, 8, 8), (4, 6, 1, 1)), ((64, 64), (64,))]
@@ -103,6 +112,107 @@ def test_sums_and_products_of_two(op, shapes):
         inputs["b"] = inputs["b"].astype(np.float32)
         for grid in (U8, S8):
             _check([node(op, "a b", "y")], inputs, {}, ["y"], activation=grid, seed=seed)
+
+
+@pytest.mark.parametrize("op", ["Sub", "Add", "Mul"])
+def test_joins_without_an_integer_kernel_of_onnxruntime(op):
+    """Sub, and 16 bits: float32 between DequantizeLinear and QuantizeLinear there."""
+    inputs = {"a": _normal(1, 4, 6, 8), "b": _normal(2, 6, 8) * 3}
+    graph, params = case([node(op, "a b", "y")], inputs, ["y"], {}, opset=21)
+    for grid in (U8, Integer(16), Integer(16, signed=True)):
+        if grid == U8 and op != "Sub":
+            continue
+        encodings = encoded(graph, params, inputs, ["y"], activation=grid)
+        model = to_qdq(graph, params, encodings)
+        (theirs,) = ort_session(model, optimized=False).run(["y"], inputs)
+        ours = lower_integers(graph, params, encodings)(inputs)["y"]
+        assert (np.asarray(ours) != theirs).sum() == 0
+
+
+TRANSPOSED = {
+    "strided": ((6, 4, 3, 3), {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}),
+    "grouped": ((6, 4, 2, 3), {"strides": [3, 2], "group": 2}),
+    "dilated": ((6, 4, 2, 3), {"dilations": [1, 2], "pads": [0, 1, 1, 0]}),
+    "same": ((6, 4, 4, 4), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolutions(name):
+    """The sum over taps in int64 numpy, one input pixel after the other."""
+    sizes, attrs = TRANSPOSED[name]
+    groups = attrs.get("group", 1)
+    inputs = {"x": _normal(1, 2, 6, 5, 7)}
+    params = {"w": _normal(2, *sizes), "b": _normal(3, sizes[1] * groups)}
+    graph, params = case([node("ConvTranspose", "x w b", "y", **attrs)], inputs, ["y"], params)
+    encodings = encoded(graph, params, inputs, ["y"], per_channel=groups == 1)
+    found = {k: e for k, e in encodings.items() if k != "b"}
+    encodings = Encodings(found)
+    run = lower_integers(graph, params, encodings)
+    ours = np.asarray(run(inputs, integers=True)["y"]).astype(int)
+    x, w, y = (encodings[k] for k in "xwy")
+    codes = x.quantize(inputs["x"]) - x.zero_point
+    taps = w.quantize(np.asarray(params["w"]))
+    strides, dilations = attrs.get("strides", [1, 1]), attrs.get("dilations", [1, 1])
+    full = [
+        (n - 1) * s + (k - 1) * d + 1 + extra
+        for n, s, k, d, extra in zip(
+            codes.shape[2:], strides, sizes[2:], dilations, attrs.get("output_padding", [0, 0]),
+            strict=True,
+        )
+    ]  # fmt: skip
+    total = np.zeros((2, sizes[1] * groups, *full), np.int64)
+    inner = sizes[0] // groups
+    for g in range(groups):
+        for i, j in np.ndindex(*codes.shape[2:]):
+            for a, b in np.ndindex(*sizes[2:]):
+                part = codes[:, g * inner : (g + 1) * inner, i, j]
+                place = (i * strides[0] + a * dilations[0], j * strides[1] + b * dilations[1])
+                outputs = slice(g * sizes[1], (g + 1) * sizes[1])
+                total[:, outputs, *place] += part @ taps[g * inner : (g + 1) * inner, :, a, b]
+    pads = attrs.get("pads", [0, 0, 0, 0])
+    if "auto_pad" in attrs:
+        wanted = [n * s for n, s in zip(codes.shape[2:], strides, strict=True)]
+        cut = [f - n for f, n in zip(full, wanted, strict=True)]
+        pads = [c // 2 for c in cut] + [c - c // 2 for c in cut]
+    total = total[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
+    product = np.broadcast_to(x.scale * w.scale, total.shape[1])
+    bias = np.rint(np.asarray(params["b"], np.float64) / product).astype(np.int64)
+    scale = (product / y.scale)[:, None, None]
+    exact = np.rint((total + bias[:, None, None]).astype(np.float32) * scale) + y.zero_point
+    np.testing.assert_array_equal(ours, np.clip(exact, 0, 255))
+
+
+def test_block_scales_that_are_products_stay_whole():
+    """LPBQ: int4 codes times multiples of 1 to 16 are the weights of one int32 sum."""
+    inputs, weight = {"x": _normal(1, 40, 64)}, _normal(2, 64, 10)
+    graph, params = case([node("MatMul", "x w", "y")], inputs, ["y"], {"w": weight})
+    multiples = np.random.default_rng(0).integers(1, 17, (4, 10))
+    channel = (np.abs(weight).max(0) / 7 / 16).astype(np.float32)
+    scale = (multiples.astype(np.float32) * channel).astype(np.float32)
+    grid = Encoding(
+        Integer(4, signed=True), scale, np.zeros(scale.shape, np.int64), Granularity(0, 16)
+    )
+    encodings = encoded(graph, params, inputs, ["y"])
+    encodings = Encodings({**encodings.tensors, "w": grid})
+    ours = lower_integers(graph, params, encodings)(inputs, integers=True)["y"]
+    x, y = encodings["x"], encodings["y"]
+    rows = x.quantize(inputs["x"]) - x.zero_point
+    total = rows @ (grid.quantize(weight) * np.repeat(multiples, 16, 0))
+    exact = np.rint(total.astype(np.float32) * ((x.scale * channel) / y.scale)) + y.zero_point
+    np.testing.assert_array_equal(np.asarray(ours), np.clip(exact, 0, 255))
+
+
+def test_nearest_resizing_moves_codes():
+    inputs = {"x": _normal(1, 2, 3, 5, 6)}
+    nodes = [node("Relu", "x", "r"), node("Resize", "r  scales", "y", mode="nearest")]
+    nodes[1].input[:] = ["r", "", "scales"]
+    graph, params = case(nodes, inputs, ["y"], {"scales": np.float32([1, 1, 2, 2])})
+    encodings = encoded(graph, params, inputs, ["r"])
+    ours = lower_integers(graph, params, encodings)(inputs, integers=True)["y"]
+    x, r = encodings["x"], encodings["r"]
+    kept = r.quantize(np.maximum(x.dequantize(x.quantize(inputs["x"])), 0))
+    np.testing.assert_array_equal(np.asarray(ours), kept.repeat(2, 2).repeat(2, 3))
 
 
 def test_sum_with_a_constant_on_a_grid():

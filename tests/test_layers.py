@@ -23,6 +23,8 @@ LAYERS = (
         "observers",
         "encodings",
         "metrics",
+        "steps",
+        "lpbq",
     ),
     ("graph", "ops"),
     (
@@ -37,7 +39,7 @@ LAYERS = (
         "thaw",
     ),
     ("learn", "npu", "integer"),
-    ("interop", "module", "report", "compare", "data", "demo", "frozen"),
+    ("interop", "module", "report", "compare", "data", "demo", "device_outputs", "frozen"),
     ("cli", "__main__", ""),
 )
 """Layer 0 first; a name is a file or a package under jqnt/, "" the package itself."""

@@ -4,6 +4,7 @@ from jqnt.integer.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from jqnt.integer.bounds import Bound, bounds
 from jqnt.integer.lower import lower
 from jqnt.integer.narrow import Accumulator
+from jqnt.integer.through import through
 
 __all__ = [
     "ARITHMETICS",
@@ -13,4 +14,5 @@ __all__ = [
     "arithmetic_named",
     "bounds",
     "lower",
+    "through",
 ]

@@ -4,14 +4,34 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jqnt.errors import ConfigError, nearest
-from jqnt.integer import binary, binary_fixed, mean, requantize, requantize_fixed, softmax, xnnpack
+from jqnt.integer import (
+    binary,
+    binary_fixed,
+    binary_float,
+    mean,
+    requantize,
+    requantize_fixed,
+    softmax,
+    xnnpack,
+)
 from jqnt.integer.rule import Rule
 
 __all__ = ["ARITHMETICS", "Arithmetic", "arithmetic_named"]
 
 _CLAMPS: tuple[str, ...] = ("Relu", "Clip", "Min", "Max")
 _FUSED: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "AveragePool", "ReduceMean"),
+    (
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Sub",
+        "Mul",
+        "GlobalAveragePool",
+        "AveragePool",
+        "ReduceMean",
+    ),
     _CLAMPS,
 )
 
@@ -20,11 +40,15 @@ class Arithmetic(NamedTuple):
     """How a backend computes on codes.
 
     `requantize` finishes the accumulator of a product (Conv, Gemm, MatMul), `rescale` moves codes
-    from one grid to another, `add` and `mul` join two tensors, `mean` finishes the sum of a
+    from one grid to another, `add`, `sub` and `mul` join two tensors (`wide_add`
+    and `wide_mul` those of 16 bits), `mean` finishes the sum of a
     global pool and `window_mean` averages windows; None where the backend has no such kernel.
     `fused` is the fusion table: the operator that computes -> the operators that may follow it
     without a code between them. `wide` says whether activations of 16 bits are possible. `dense`
-    finishes Gemm and MatMul where they differ from convolutions.
+    finishes Gemm and MatMul where they differ from convolutions. `real` gives the float32 of an
+    accumulator whose tensor has no encoding (`dense_real` that of Gemm and MatMul),
+    `enter` puts float32 onto a grid where that is not QuantizeLinear. `only_products` marks
+    backends that run all but products in float32.
     """
 
     name: str
@@ -38,6 +62,13 @@ class Arithmetic(NamedTuple):
     wide: bool = False
     dense: Rule | None = None
     softmax: Rule | None = None
+    real: Rule | None = None
+    dense_real: Rule | None = None
+    enter: Rule | None = None
+    only_products: bool = False
+    sub: Rule | None = None
+    wide_add: Rule | None = None
+    wide_mul: Rule | None = None
 
 
 _ALL = (
@@ -51,6 +82,9 @@ _ALL = (
         mean.FLOAT_WINDOW,
         wide=True,
         softmax=softmax.TABLE,
+        sub=binary_float.DIFFERENCE,
+        wide_add=binary_float.SUM,
+        wide_mul=binary_float.PRODUCT,
     ),
     Arithmetic(
         "tflite-reference",
@@ -62,6 +96,7 @@ _ALL = (
         binary_fixed.POOL,
         dense=requantize_fixed.SINGLE,
         softmax=softmax.FIXED,
+        sub=binary_fixed.SUB_DOUBLE,
     ),
     Arithmetic(
         "tflite-single",
@@ -71,6 +106,7 @@ _ALL = (
         binary_fixed.MUL_SINGLE,
         binary_fixed.MEAN_SINGLE,
         binary_fixed.POOL,
+        sub=binary_fixed.SUB_SINGLE,
     ),
     Arithmetic(
         "xnnpack",
@@ -80,24 +116,36 @@ _ALL = (
         xnnpack.MUL,
         mean.FLOAT,
         binary_fixed.POOL,
+        sub=xnnpack.SUB,
     ),
-    Arithmetic("mnn", requantize.MNN),
-    Arithmetic("ncnn", requantize.NCNN),
+    Arithmetic("mnn", requantize.MNN, enter=requantize.ENTER_AWAY, only_products=True),
+    Arithmetic(
+        "ncnn",
+        requantize.NCNN,
+        real=requantize.NCNN_REAL,
+        dense_real=requantize.NCNN_DENSE_REAL,
+        enter=requantize.ENTER_AWAY,
+        only_products=True,
+    ),
     Arithmetic(
         "dyadic",
         requantize_fixed.DYADIC,
         requantize_fixed.RESCALE_DYADIC,
         binary_fixed.ADD_DYADIC,
         binary_fixed.MUL_DYADIC,
+        sub=binary_fixed.SUB_DYADIC,
     ),
     Arithmetic("power-of-two", requantize_fixed.POWER, requantize_fixed.RESCALE_POWER),
 )
 
 ARITHMETICS: Mapping[str, Arithmetic] = {entry.name: entry for entry in _ALL}
-"""onnxruntime: MLAS on x86-64 with AVX2 or newer. tflite-reference: the reference kernels, two
-roundings (fully connected layers one, as LiteRT 2.3.0 does). tflite-single: the same built with
-one. xnnpack: LiteRT's default on x86-64. mnn, ncnn: their int8 layers on x86-64. dyadic:
-HAWQ-V3. power-of-two: shifts only."""
+"""onnxruntime: MLAS on x86-64 with exact sums of products (without VNNI that is its option
+session.x64quantprecision: else pairs of uint8 x int8 products saturate at 16 bits).
+tflite-reference: the reference kernels, two roundings (fully connected layers one, as LiteRT
+2.3.0 does). tflite-single: the same built with one. xnnpack: LiteRT's default on x86-64. mnn,
+ncnn: their int8 layers on x86-64, all others in float32; ncnn without its packed layout, whose
+depthwise layers take the processor's approximate reciprocal. dyadic: HAWQ-V3. power-of-two:
+shifts only."""
 
 
 def arithmetic_named(name: str) -> Arithmetic:

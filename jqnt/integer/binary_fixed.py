@@ -15,8 +15,20 @@ from jqnt.integer.requantize_fixed import (
 )
 from jqnt.integer.rule import Out, Rule
 
-__all__ = ["ADD_DOUBLE", "ADD_DYADIC", "ADD_SINGLE", "MEAN_DOUBLE", "MEAN_SINGLE", "MUL_DOUBLE",
-           "MUL_DYADIC", "MUL_SINGLE", "POOL"]  # fmt: skip
+__all__ = [
+    "ADD_DOUBLE",
+    "ADD_DYADIC",
+    "ADD_SINGLE",
+    "MEAN_DOUBLE",
+    "MEAN_SINGLE",
+    "MUL_DOUBLE",
+    "MUL_DYADIC",
+    "MUL_SINGLE",
+    "POOL",
+    "SUB_DOUBLE",
+    "SUB_DYADIC",
+    "SUB_SINGLE",
+]
 
 _LEFT = 20
 """The bits that both operands of a sum gain before they are scaled."""
@@ -27,7 +39,7 @@ def _scalars(encoding: Encoding) -> tuple[np.float32, np.int32]:
     return np.float32(encoding.scale), np.int32(encoding.zero_point)
 
 
-def _add(scaled: Scaled) -> Rule:
+def _add(scaled: Scaled, sign: int = 1) -> Rule:
     """Both operands scaled by s / (2 max(sa, sb)) on 20 more bits, their sum by the rest:
     tensorflow/lite/kernels/add.cc and internal/reference/add.h."""
 
@@ -44,7 +56,7 @@ def _add(scaled: Scaled) -> Rule:
 
     def apply(a, b, table: dict, out: Out):
         total = scaled((a - table["za"]) << _LEFT, table["a"])
-        total = total + scaled((b - table["zb"]) << _LEFT, table["b"])
+        total = total + sign * scaled((b - table["zb"]) << _LEFT, table["b"])
         return _finished(scaled(total, table["y"]), out)
 
     return Rule(prepare, apply)
@@ -104,6 +116,9 @@ def _finished(x, out: Out):
 
 
 ADD_DOUBLE, ADD_SINGLE, ADD_DYADIC = map(_add, (scaled_double, scaled_single, scaled_dyadic))
+SUB_DOUBLE, SUB_SINGLE, SUB_DYADIC = (
+    _add(scaled, -1) for scaled in (scaled_double, scaled_single, scaled_dyadic)
+)
 MUL_DOUBLE, MUL_SINGLE, MUL_DYADIC = map(_mul, (scaled_double, scaled_single, scaled_dyadic))
 MEAN_DOUBLE, MEAN_SINGLE = map(_mean, (scaled_double, scaled_single))
 POOL = Rule(_pool_prepare, _pool_apply)

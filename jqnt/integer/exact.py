@@ -39,20 +39,27 @@ def exact_mul(a: Num[Array, "..."], b: Num[Array, "..."]) -> Num[Array, "..."]:
 def exact_fma(
     a: Float[Array, "..."], b: Float[Array, "..."], c: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """a * b + c with one rounding, where a holds integers of at most 12 bits.
+    """a * b + c with one rounding, where a holds integers of at most 24 bits.
 
     For backends that fuse on purpose; the answer does not depend on what the compiler fuses.
-    b splits into two halves of 12 bits, so both products are exact, and the sum of three is
-    rounded through an odd last bit (Boldo & Melquiond 2008, Emulation of a FMA, fig. 5).
+    a and b split into halves of 12 bits, whose four products are exact and give the error of
+    the product (Dekker 1971); the sum of three is rounded through an odd last bit (Boldo &
+    Melquiond 2008, Emulation of a FMA, fig. 5).
     """
-    mask = jnp.int32(~0xFFF)
-    head = jax.lax.bitcast_convert_type(
-        jax.lax.bitcast_convert_type(b, jnp.int32) & mask, jnp.float32
-    )
-    upper, lower = _two_sum(a * head, a * (b - head))
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    a_high, b_high = _head(a), _head(b)
+    a_low, b_low = a - a_high, b - b_high
+    upper = exact_mul(a, b)
+    lower = ((a_high * b_high - upper) + a_high * b_low) + a_low * b_high + a_low * b_low
     tail, rest = _two_sum(c, lower)
     total, error = _two_sum(upper, tail)
     return total + _odd_sum(rest, error)
+
+
+def _head(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The upper 12 bits of a float."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(~0xFFF)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def fma32(a: SupportsFloat, b: SupportsFloat, c: SupportsFloat) -> np.float32:

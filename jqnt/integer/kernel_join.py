@@ -1,6 +1,6 @@
-"""Kernels that join tensors: Add, Mul, Concat."""
+"""Kernels that join tensors: Add, Sub, Mul, Concat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jqnt.graph.lower import call
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
 from jqnt.integer.rule import Out, Rule, container, store, true_codes
 
-__all__ = ["ADD", "CONCAT", "MUL", "rescaled", "rescaling"]
+__all__ = ["ADD", "CONCAT", "MUL", "SUB", "rescaled", "rescaling"]
 
 
 def _pair_ready(node: Node, site: Site) -> bool:
@@ -33,12 +33,20 @@ def _pair_grids(group: Group, site: Site) -> list[Encoding]:
     return grids
 
 
+def _is_wide(group: Group, site: Site) -> bool:
+    grids = [*_pair_grids(group, site), site.grids[group.output]]
+    return any(grid.format.bits > 8 for grid in grids)
+
+
 def _pair_prepare(rule_of: Any):
     def prepare(group: Group, site: Site) -> dict[str, Any]:
-        rule: Rule | None = rule_of(site)
-        if rule is None:
-            raise UnsupportedError(f"{site.where(group)}: this arithmetic has no such kernel")
         a, b = _pair_grids(group, site)
+        rule: Rule | None = rule_of(site, _is_wide(group, site))
+        if rule is None:
+            raise UnsupportedError(
+                f"{site.where(group)}: this arithmetic has no such kernel for "
+                f"{a.format.name}, {b.format.name} -> {site.grids[group.output].format.name}"
+            )
         table = {"rule": rule.prepare(a, b, site.grids[group.output]), **clamp(group, site)}
         for i, (name, grid) in enumerate(zip(group.head.inputs, (a, b), strict=True)):
             if name not in site.grids:
@@ -62,8 +70,10 @@ def _pair_run(rule_of: Any):
         codes = [true_codes(x, grid) for x, grid in zip(arrays, grids, strict=True)]
         shape = jnp.broadcast_shapes(*(c.shape for c in codes))
         a, b = (jnp.broadcast_to(c, shape) for c in codes)
-        out = out_grid(table, len(shape), last)
-        return Laid(store(rule_of(site).apply(a, b, table["rule"], out), _y(group, site)), last)
+        out, wide = out_grid(table, len(shape), last), _is_wide(group, site)
+        return Laid(
+            store(rule_of(site, wide).apply(a, b, table["rule"], out), _y(group, site)), last
+        )
 
     return run
 
@@ -113,14 +123,11 @@ def _y(group: Group, site: Site) -> Encoding:
     return site.grids[group.output]
 
 
-ADD = Kernel(
-    _pair_ready,
-    _pair_prepare(lambda site: site.arithmetic.add),
-    _pair_run(lambda site: site.arithmetic.add),
-)
-MUL = Kernel(
-    _pair_ready,
-    _pair_prepare(lambda site: site.arithmetic.mul),
-    _pair_run(lambda site: site.arithmetic.mul),
-)
+def _pair(rule_of: Callable[[Site, bool], Rule | None]) -> Kernel:
+    return Kernel(_pair_ready, _pair_prepare(rule_of), _pair_run(rule_of))
+
+
+ADD = _pair(lambda site, wide: site.arithmetic.wide_add if wide else site.arithmetic.add)
+SUB = _pair(lambda site, wide: site.arithmetic.sub if site.arithmetic.wide or not wide else None)
+MUL = _pair(lambda site, wide: site.arithmetic.wide_mul if wide else site.arithmetic.mul)
 CONCAT = Kernel(_concat_ready, _concat_prepare, _concat_run)

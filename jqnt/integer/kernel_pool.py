@@ -12,10 +12,11 @@ from jqnt.graph.ir import Node
 from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.accumulate import places
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid
+from jqnt.integer.mean import in_order
 from jqnt.integer.rule import store, true_codes
 from jqnt.ops.window import window
 
-__all__ = ["AVERAGE_POOL", "MEAN", "mean_axes"]
+__all__ = ["AVERAGE_POOL", "MEAN", "float_mean", "mean_axes"]
 
 
 def mean_axes(node: Node, site: Site, rank: int | None = None) -> tuple[int, ...] | None:
@@ -61,6 +62,20 @@ def _run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) ->
     if axes is None or node.attrs.get("keepdims", 1):
         return codes
     return Laid(to_onnx(codes).array.reshape(codes.array.shape[0], -1))
+
+
+def float_mean(node: Node, site: Site, x: Laid) -> Laid | None:
+    """A mean over all spatial axes that stays float, added up in order; None for other nodes."""
+    if node.op not in ("GlobalAveragePool", "ReduceMean") or np.ndim(x.array) < 3:
+        return None
+    laid, axes = to_last(x).array, mean_axes(node, site)
+    rank = laid.ndim
+    if axes is not None and sorted(a % rank for a in axes) != list(range(2, rank)):
+        return None
+    mean = Laid(in_order(laid), True)
+    if axes is None or node.attrs.get("keepdims", 1):
+        return mean
+    return Laid(to_onnx(mean).array.reshape(laid.shape[0], -1))
 
 
 def _window_prepare(group: Group, site: Site) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Kernels of products with a weight: Conv, Gemm, MatMul."""
+"""Kernels of products with a weight: Conv, Gemm; the parts that MatMul shares."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jqnt.encodings import Encoding
 from jqnt.errors import UnsupportedError
 from jqnt.graph.ir import Node
 from jqnt.graph.layout import Laid, to_last, to_onnx
@@ -16,10 +15,20 @@ from jqnt.integer.narrow import narrowed
 from jqnt.integer.rule import Rule, along_last, container, store
 from jqnt.ops.window import window
 
-__all__ = ["CONV", "GEMM", "MATMUL"]
+__all__ = [
+    "CONV",
+    "GEMM",
+    "finish",
+    "finishing",
+    "product_table",
+    "rows",
+    "shifted",
+    "weighted",
+]
 
 
-def _weighted(node: Node, site: Site) -> bool:
+def weighted(node: Node, site: Site) -> bool:
+    """Whether the data, the weight and the bias of a node are what an integer product reads."""
     data, weight, *bias = node.inputs
     return (
         data in site.grids
@@ -31,9 +40,9 @@ def _weighted(node: Node, site: Site) -> bool:
 def _conv_prepare(group: Group, site: Site) -> dict[str, Any]:
     weight = site.operands.coded(group.head.inputs[1])
     assert weight is not None
-    scale = weight.per_channel(0, site.where(group))
-    taps = np.moveaxis(weight.centred, (0, 1), (-1, -2))
-    return _table(group, site, taps, scale)
+    centred, scale = weight.channels(0, site.where(group))
+    taps = np.moveaxis(centred, (0, 1), (-1, -2))
+    return product_table(group, site, taps, scale)
 
 
 def _conv_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
@@ -49,7 +58,7 @@ def _conv_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None
     if x.dtype != jnp.int8:
         x, border = _bordered(x, view.pads, border), 0
         view = view._replace(pads=((0, 0),) * len(view.pads))
-    return _finish(group, site, table, accumulate(product, x, "wide" in table), x.dtype, True)
+    return shifted(group, site, table, accumulate(product, x, "wide" in table), x.dtype, True)
 
 
 def _bordered(x: Any, pads: Any, value: Any) -> Any:
@@ -63,46 +72,30 @@ def _gemm_prepare(group: Group, site: Site) -> dict[str, Any]:
     weight = site.operands.coded(node.inputs[1])
     assert weight is not None
     axis = 0 if node.attrs.get("transB", 0) else 1
-    scale = weight.per_channel(axis, site.where(group))
-    matrix = weight.centred.T if axis == 0 else weight.centred
-    return _table(group, site, matrix, scale, node.attrs.get("alpha", 1.0))
+    centred, scale = weight.channels(axis, site.where(group))
+    matrix = centred.T if axis == 0 else centred
+    return product_table(group, site, matrix, scale, node.attrs.get("alpha", 1.0))
 
 
 def _gemm_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
     x = to_onnx(_first(values)).array
     x = x.T if group.head.attrs.get("transA", 0) else x
-    return _rows(group, site, table, x)
+    return rows(group, site, table, x)
 
 
-def _matmul_ready(node: Node, site: Site) -> bool:
-    weight = site.operands.coded(node.inputs[1]) if node.inputs[0] in site.grids else None
-    return weight is not None and weight.codes.ndim == 2
-
-
-def _matmul_prepare(group: Group, site: Site) -> dict[str, Any]:
-    weight = site.operands.coded(group.head.inputs[1])
-    assert weight is not None
-    return _table(group, site, weight.centred, weight.per_channel(1, site.where(group)))
-
-
-def _matmul_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
-    return _rows(group, site, table, to_onnx(_first(values)).array)
-
-
-def _rows(group: Group, site: Site, table: Any, x: Any) -> Laid:
+def rows(group: Group, site: Site, table: Any, x: Any) -> Laid:
+    """The product of rows of codes with a weight matrix, as codes."""
     acc = accumulate(lambda part: dot(part, table["pieces"]), x, "wide" in table)
-    return _finish(group, site, table, acc, x.dtype, False)
+    return shifted(group, site, table, acc, x.dtype, False)
 
 
-def _table(
+def product_table(
     group: Group, site: Site, matrix: np.ndarray, scale: np.ndarray, alpha: float = 1.0
 ) -> dict[str, Any]:
     """`matrix` holds codes less zero point, outputs last; the key "wide" marks accumulators past
     32 bits, so that it is part of the program and not of its data."""
-    x, y = site.grids[group.head.inputs[0]], site.grids[group.output]
-    where = site.where(group)
+    x, where = site.grids[group.head.inputs[0]], site.where(group)
     sx, zx = per_tensor(x, where)
-    sy, _ = per_tensor(y, where)
     sx = np.float32(alpha) * sx
     summed = tuple(range(matrix.ndim - 1))
     box = container(x.format)  # pyright: ignore[reportArgumentType]
@@ -111,8 +104,7 @@ def _table(
         "pieces": int8_pieces(matrix),
         "sums": matrix.sum(summed).astype(np.int32),
         "zx": np.int32(zx - box.shift),
-        "rule": _rule(group, site).prepare(sx, scale, sy, codes, real),
-        **clamp(group, site),
+        **finishing(group, site, sx, scale, codes, real),
     }
     wide = box.dtype.itemsize > 1
     if wide and not site.arithmetic.wide:
@@ -124,6 +116,17 @@ def _table(
             raise UnsupportedError(f"{where}: its accumulator needs more than 32 bits as it is")
         table["bias"] = codes.astype(np.int32)
     return table
+
+
+def finishing(
+    group: Group, site: Site, sx: Any, scale: Any, codes: np.ndarray, real: np.ndarray
+) -> dict[str, Any]:
+    """The table of the rule behind an accumulator, and its clamp where it goes to codes."""
+    y, rule = site.grids.get(group.output), _rule(group, site)
+    if y is None:
+        return {"rule": rule.prepare(sx, scale, codes, real)}
+    sy, _ = per_tensor(y, site.where(group))
+    return {"rule": rule.prepare(sx, scale, sy, codes, real), **clamp(group, site)}
 
 
 def _bias(group: Group, site: Site, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,25 +142,34 @@ def _bias(group: Group, site: Site, scale: np.ndarray) -> tuple[np.ndarray, np.n
     return site.operands.bias_codes(name, scale), real
 
 
-def _finish(group: Group, site: Site, table: Any, acc: Any, dtype: Any, last: bool) -> Laid:
+def shifted(group: Group, site: Site, table: Any, acc: Any, dtype: Any, last: bool) -> Laid:
+    """The codes of an accumulator of unshifted operands."""
     rank = (acc[0] if isinstance(acc, tuple) else acc).ndim
-    last = last and rank > 2
     acc = offset(acc, along_last(table["sums"], rank), table["zx"], dtype != jnp.int8)
     if site.accumulator is not None:
         acc = narrowed(acc, along_last(table["bias"], rank), site.accumulator)
-    codes = _rule(group, site).apply(
-        acc, along_last(table["rule"], rank), out_grid(table, rank, last)
-    )
-    return Laid(store(codes, _grid(group, site)), last)
+    return finish(group, site, table, acc, last)
 
 
-def _grid(group: Group, site: Site) -> Encoding:
-    return site.grids[group.output]
+def finish(group: Group, site: Site, table: Any, acc: Any, last: bool) -> Laid:
+    """The codes of a finished accumulator, or its reals, outputs along its last axis."""
+    rank = (acc[0] if isinstance(acc, tuple) else acc).ndim
+    last = last and rank > 2
+    rule, numbers = _rule(group, site), along_last(table["rule"], rank)
+    if group.output not in site.grids:
+        return Laid(rule.apply(acc, numbers), last)
+    codes = rule.apply(acc, numbers, out_grid(table, rank, last))
+    return Laid(store(codes, site.grids[group.output]), last)
 
 
 def _rule(group: Group, site: Site) -> Rule:
+    if group.output not in site.grids:
+        dense = None if group.head.op in _SPATIAL else site.arithmetic.dense_real
+        rule = dense or site.arithmetic.real
+        assert rule is not None
+        return rule
     dense = site.arithmetic.dense
-    return site.arithmetic.requantize if dense is None or group.head.op == "Conv" else dense
+    return site.arithmetic.requantize if dense is None or group.head.op in _SPATIAL else dense
 
 
 def _first(values: Sequence[Laid | None]) -> Laid:
@@ -166,6 +178,7 @@ def _first(values: Sequence[Laid | None]) -> Laid:
     return first
 
 
-CONV = Kernel(_weighted, _conv_prepare, _conv_run)
-GEMM = Kernel(_weighted, _gemm_prepare, _gemm_run)
-MATMUL = Kernel(_matmul_ready, _matmul_prepare, _matmul_run)
+_SPATIAL = ("Conv", "ConvTranspose")
+
+CONV = Kernel(weighted, _conv_prepare, _conv_run)
+GEMM = Kernel(weighted, _gemm_prepare, _gemm_run)

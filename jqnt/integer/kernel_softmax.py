@@ -24,6 +24,8 @@ def _prepare(group: Group, site: Site) -> dict[str, Any]:
     if axis % len(shape) != len(shape) - 1:
         raise UnsupportedError(f"{site.where(group)}: integer Softmax runs along the last axis")
     x, y = site.grids[node.inputs[0]], site.grids[group.output]
+    if max(x.format.bits, y.format.bits) > 8:
+        raise UnsupportedError(f"{site.where(group)}: integer Softmax takes and gives 8 bits")
     try:
         table = rule.prepare(x, y, shape[-1])
     except UnsupportedError as error:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 
 from jqnt.integer.group import Kernel
-from jqnt.integer.kernel_join import ADD, CONCAT, MUL
+from jqnt.integer.kernel_join import ADD, CONCAT, MUL, SUB
 from jqnt.integer.kernel_map import CLAMP, LOOKUP
+from jqnt.integer.kernel_matmul import MATMUL
 from jqnt.integer.kernel_pool import AVERAGE_POOL, MEAN
-from jqnt.integer.kernel_product import CONV, GEMM, MATMUL
+from jqnt.integer.kernel_product import CONV, GEMM
 from jqnt.integer.kernel_softmax import SOFTMAX
+from jqnt.integer.kernel_transposed import CONV_TRANSPOSE
 
-__all__ = ["KERNELS", "MOVES"]
+__all__ = ["KERNELS", "MOVES", "PRODUCTS"]
 
 KERNELS: Mapping[str, Kernel] = {
     "Add": ADD,
@@ -17,6 +19,7 @@ KERNELS: Mapping[str, Kernel] = {
     "Clip": CLAMP,
     "Concat": CONCAT,
     "Conv": CONV,
+    "ConvTranspose": CONV_TRANSPOSE,
     "Gemm": GEMM,
     "GlobalAveragePool": MEAN,
     "MatMul": MATMUL,
@@ -26,6 +29,7 @@ KERNELS: Mapping[str, Kernel] = {
     "ReduceMean": MEAN,
     "Relu": CLAMP,
     "Softmax": SOFTMAX,
+    "Sub": SUB,
     **dict.fromkeys(
         (
             "Elu",
@@ -47,6 +51,9 @@ KERNELS: Mapping[str, Kernel] = {
 }
 """Operator -> the kernel of the groups that it heads."""
 
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators whose kernels finish an accumulator."""
+
 MOVES = frozenset(
     {
         "DepthToSpace",
@@ -58,6 +65,7 @@ MOVES = frozenset(
         "MaxPool",
         "Pad",
         "Reshape",
+        "Resize",
         "Slice",
         "SpaceToDepth",
         "Split",

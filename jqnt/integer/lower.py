@@ -20,6 +20,7 @@ from jqnt.integer.absorb import absorb
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, per_tensor
 from jqnt.integer.kernel_join import rescaled, rescaling
+from jqnt.integer.kernel_pool import float_mean
 from jqnt.integer.kernels import KERNELS
 from jqnt.integer.narrow import Accumulator
 from jqnt.integer.operands import Operands
@@ -28,7 +29,7 @@ from jqnt.integer.requantize import quantize_float
 from jqnt.integer.rule import Out, container, settled, store, true_codes
 from jqnt.thaw import quantizer_of
 
-__all__ = ["lower"]
+__all__ = ["Program", "execute", "lower", "program_of", "tables_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +62,9 @@ def lower(
     Raises UnsupportedError, naming the nodes, for nodes between integer tensors that match no
     kernel of the arithmetic; with `unmatched="float"` these run in float32 between their codes.
     """
-    if unmatched not in ("error", "float"):
-        raise ConfigError(f"unmatched is 'error' or 'float', not {unmatched!r}")
-    graph, encodings = absorb(graph, encodings)
-    operands = Operands(graph, params, encodings)
-    rules = arithmetic_named(arithmetic)
-    site, steps = partition(operands, rules, unmatched == "float", accumulator)
-    program = Program(site, steps, encodings, frozenset(shape_inputs(graph)))
-    tables = _prepare(program)
-    execute = jax.jit(partial(_execute, program), static_argnames=("want", "integers"))
+    program = program_of(graph, params, encodings, arithmetic, unmatched, accumulator)
+    tables = tables_of(program)
+    jitted = jax.jit(partial(execute, program), static_argnames=("want", "integers"))
     known = _known(program)
 
     def run(
@@ -94,9 +89,27 @@ def lower(
             raise UnsupportedError(
                 f"inputs {sorted(fixed)} decide shapes; integer emulation needs them as constants"
             )
-        return execute(tables, values, want=tuple(want), integers=integers)
+        return jitted(tables, values, want=tuple(want), integers=integers)
 
     return run
+
+
+def program_of(
+    graph: Graph,
+    params: Mapping[str, Any],
+    encodings: Encodings,
+    arithmetic: str,
+    unmatched: str,
+    accumulator: Accumulator | None,
+) -> Program:
+    """The steps that `lower` runs; raises what it raises."""
+    if unmatched not in ("error", "float"):
+        raise ConfigError(f"unmatched is 'error' or 'float', not {unmatched!r}")
+    graph, encodings = absorb(graph, encodings)
+    operands = Operands(graph, params, encodings)
+    rules = arithmetic_named(arithmetic)
+    site, steps = partition(operands, rules, unmatched == "float", accumulator)
+    return Program(site, steps, encodings, frozenset(shape_inputs(graph)))
 
 
 def _known(program: Program) -> frozenset[str]:
@@ -105,7 +118,7 @@ def _known(program: Program) -> frozenset[str]:
     return frozenset({*made, *graph.inputs, *program.site.operands.static})
 
 
-def _prepare(program: Program) -> list[Any]:
+def tables_of(program: Program) -> list[Any]:
     """One table per step, and last the float tensors that float steps read."""
     site = program.site
     tables: list[Any] = []
@@ -141,10 +154,12 @@ def _scales(program: Program) -> dict[str, Any]:
             "scale": scale,
             "out": Out(np.int32(zero_point), np.int32(low), np.int32(high)),
         }
+        if program.site.arithmetic.enter is not None:
+            found[name]["enter"] = program.site.arithmetic.enter.prepare(scale)
     return found
 
 
-def _execute(
+def execute(
     program: Program,
     tables: list[Any],
     inputs: Mapping[str, Any],
@@ -152,6 +167,7 @@ def _execute(
     want: tuple[str, ...],
     integers: bool,
 ) -> dict[str, Any]:
+    """The tensors `want` of a program with its tables: `lower`'s run, without its checks."""
     site, graph = program.site, program.site.operands.graph
     *steps, floats, scales = tables
     env: dict[str, Laid] = {}
@@ -173,7 +189,7 @@ def _execute(
                     env[name] = _kept(program, name, codes, traced)
             case _:
                 values = [_real(program, n, env, floats, scales) for n in step.inputs]
-                for name, value in zip(step.outputs, call(step, values), strict=False):
+                for name, value in zip(step.outputs, _float(step, site, values), strict=False):
                     if name:
                         env[name] = _enter(program, name, value, scales)
     results = {}
@@ -196,6 +212,15 @@ def _execute(
             assert value is not None
             results[name] = to_onnx(value).array
     return results
+
+
+def _float(node: Node, site: Site, values: list[Laid | None]) -> tuple[Laid, ...]:
+    """A node in float32; backends that run all but products in float add up means in order."""
+    if site.arithmetic.only_products and values[0] is not None:
+        mean = float_mean(node, site, values[0])
+        if mean is not None:
+            return (mean,)
+    return call(node, values)
 
 
 def _kept(program: Program, name: str, codes: Laid, traced: Any) -> Laid:
@@ -221,6 +246,8 @@ def _enter(program: Program, name: str, value: Laid, scales: Any) -> Laid:
         return Laid(cast(to_onnx(value).array))
     if jnp.issubdtype(array.dtype, jnp.integer):
         codes = array.astype(jnp.int32)
+    elif (rule := program.site.arithmetic.enter) is not None:
+        codes = rule.apply(array, scales[name]["enter"], scales[name]["out"])
     else:
         codes = quantize_float(array, scales[name]["scale"], scales[name]["out"])
     return value._replace(array=store(codes, encoding))

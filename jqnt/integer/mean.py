@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from jqnt.affine import divide
 from jqnt.encodings import Encoding
 from jqnt.integer.exact import exact_mul, to_float
 from jqnt.integer.rule import Out, Rule
 
-__all__ = ["FLOAT", "FLOAT_WINDOW"]
+__all__ = ["FLOAT", "FLOAT_WINDOW", "in_order"]
 
 
 def _prepare(x: Encoding, y: Encoding) -> dict:
@@ -43,6 +44,14 @@ def _window_apply(
     value = divide(mean, table["sy"]) + jnp.asarray(out.zero_point, jnp.float32)
     low, high = (jnp.asarray(v, jnp.float32) for v in (out.low, out.high))
     return jnp.round(jnp.clip(value, low, high)).astype(jnp.int32)
+
+
+def in_order(x: Float[Array, "n *space c"]) -> Float[Array, "n *space c"]:
+    """The mean over space of a channels-last float array, pixel after pixel in float32."""
+    pixels = jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 0)
+    total, _ = lax.scan(lambda s, p: (s + p, None), jnp.zeros_like(pixels[0]), pixels)
+    mean = divide(total, jnp.float32(pixels.shape[0]))
+    return mean.reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
 
 
 FLOAT = Rule(_prepare, _float_apply)

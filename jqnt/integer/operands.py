@@ -15,6 +15,7 @@ from jqnt.graph.ir import Graph, Node
 from jqnt.graph.lower import run_node
 from jqnt.graph.match import static_tensors
 from jqnt.graph.shapes import infer_shapes
+from jqnt.lpbq import factor
 from jqnt.thaw import quantizer_of
 
 __all__ = ["Coded", "Operands"]
@@ -40,6 +41,22 @@ class Coded:
                 f"the output channels), which this kernel cannot take"
             )
         return rows[:, 0]
+
+    def channels(self, axis: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """(codes less zero point, one float32 scale per index of `axis`).
+
+        Block scales that are a number per channel times small integers (LPBQ) go into the codes,
+        which keeps the product whole: code * multiple, at most 8 bits. UnsupportedError for other
+        scales that vary inside a channel.
+        """
+        rows = np.moveaxis(self.scale, axis, 0).reshape(self.scale.shape[axis], -1)
+        if (rows == rows[:, :1]).all():
+            return self.centred, rows[:, 0]
+        try:
+            channel, multiples = factor(self.scale, axis % self.scale.ndim, "its weight")
+        except UnsupportedError:
+            return self.centred, self.per_channel(axis, where)
+        return self.centred * multiples, channel.reshape(-1)
 
     @property
     def centred(self) -> np.ndarray:

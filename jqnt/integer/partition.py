@@ -10,7 +10,7 @@ from jqnt.graph.ir import Node
 from jqnt.graph.roles import weight_of
 from jqnt.integer.arithmetic import Arithmetic
 from jqnt.integer.group import Group, Site, chain
-from jqnt.integer.kernels import KERNELS, MOVES
+from jqnt.integer.kernels import KERNELS, MOVES, PRODUCTS
 from jqnt.integer.narrow import Accumulator
 from jqnt.integer.operands import Operands
 
@@ -57,13 +57,14 @@ def partition(
         steps.append(step)
         if isinstance(step, Group):
             taken.update(map(id, step.nodes))
-            grids[step.output] = integers[step.output]
+            if step.output in integers:
+                grids[step.output] = integers[step.output]
         elif isinstance(step, Move):
             source = grids[node.inputs[0]]
             grids.update((o, integers.get(o, source)) for o in node.outputs if o)
         else:
             grids.update((o, integers[o]) for o in node.outputs if o in integers)
-    if not unmatched_float:
+    if not unmatched_float and not arithmetic.only_products:
         _refuse_unmatched(site, [s for s in steps if isinstance(s, Node)])
     return site, _ordered(site, steps)
 
@@ -71,10 +72,14 @@ def partition(
 def _step(node: Node, site: Site, integers: dict[str, Encoding]) -> Step:
     encoded = site.operands.encodings.tensors
     outputs = [o for o in node.outputs if o]
-    if node.op in MOVES and node.inputs[0] in site.grids:
+    picks = node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest"
+    if node.op in MOVES and picks and node.inputs[0] in site.grids:
         rest = [n for n in node.inputs[1:] if n]
-        if site.operands.static.issuperset(rest) and all(
-            o in integers or o not in encoded for o in outputs
+        own = any(o in integers for o in outputs) and site.arithmetic.only_products
+        if (
+            site.operands.static.issuperset(rest)
+            and all(o in integers or o not in encoded for o in outputs)
+            and not own
         ):
             return Move(node)
     kernel = KERNELS.get(node.op)
@@ -82,9 +87,12 @@ def _step(node: Node, site: Site, integers: dict[str, Encoding]) -> Step:
         return node
     if node.op == "Concat" and outputs[0] not in encoded:
         return node
+    product = node.op in PRODUCTS
+    if site.arithmetic.only_products and not product:
+        return node
     group = chain(node, site, encoded)
     if group is None or group.output not in integers:
-        return node
+        return Group((node,)) if product and site.arithmetic.real is not None else node
     return group
 
 

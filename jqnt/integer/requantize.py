@@ -7,10 +7,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jqnt.affine import divide
-from jqnt.integer.exact import Wide, exact_mul, to_float
+from jqnt.integer.exact import Wide, exact_fma, exact_mul, to_float
 from jqnt.integer.rule import Out, Rule
 
-__all__ = ["DIVIDE", "FLOAT", "MNN", "NCNN", "add_bias", "quantize_float"]
+__all__ = [
+    "DIVIDE",
+    "ENTER_AWAY",
+    "FLOAT",
+    "MNN",
+    "NCNN",
+    "NCNN_DENSE_REAL",
+    "NCNN_REAL",
+    "add_bias",
+    "quantize_float",
+]
 
 
 def _float_prepare(sx, sw, sy, bias: np.ndarray, real_bias: np.ndarray) -> dict:
@@ -57,6 +67,26 @@ def _ncnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
     return {"scale": one / (rx * rw), "bias": bias, "top": one / np.float32(sy)}
 
 
+def _ncnn_real_prepare(sx, sw, bias, real_bias) -> dict:
+    return {k: v for k, v in _ncnn_prepare(sx, sw, 1, bias, real_bias).items() if k != "top"}
+
+
+def _ncnn_real_apply(acc: Any, table: dict) -> Float[Array, "..."]:
+    """v = fma(f32(acc), r, bias), as compilers fuse it."""
+    total = to_float(acc)
+    scale, bias = (jnp.broadcast_to(table[k], total.shape) for k in ("scale", "bias"))
+    return exact_fma(total, scale, bias)
+
+
+def _enter_prepare(scale: np.float32) -> dict:
+    return {"inverse": np.float32(1) / np.float32(scale)}
+
+
+def _enter_apply(x: Float[Array, "..."], table: dict, out: Out) -> Int[Array, "..."]:
+    """q = round half away(x * f32(1 / scale)) + z, clipped."""
+    return _half_away(exact_mul(x, jnp.asarray(table["inverse"])), out)
+
+
 def _ncnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
     """v = f32(acc) * r + bias; q = round half away(v * t): no zero points."""
     total = to_float(acc)
@@ -99,6 +129,18 @@ MNN = Rule(_mnn_prepare, _mnn_apply)
 
 NCNN = Rule(_ncnn_prepare, _ncnn_apply)
 """ncnn's requantized int8 layers, symmetric grids of -127 to 127."""
+
+NCNN_REAL = Rule(_ncnn_real_prepare, _ncnn_real_apply)
+"""ncnn's int8 convolutions whose output stays float."""
+
+NCNN_DENSE_REAL = Rule(
+    _ncnn_real_prepare,
+    lambda acc, table: exact_mul(to_float(acc), table["scale"]) + table["bias"],
+)
+"""ncnn's inner products whose output stays float: two roundings."""
+
+ENTER_AWAY = Rule(_enter_prepare, _enter_apply)
+"""How ncnn and MNN put floats onto a grid: a product with the reciprocal, halves away from zero."""
 
 DIVIDE = Rule(_divide_prepare, _divide_apply)
 """DequantizeLinear then QuantizeLinear in float32."""

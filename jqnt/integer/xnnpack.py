@@ -11,7 +11,7 @@ from jqnt.errors import UnsupportedError
 from jqnt.integer.exact import exact_mul
 from jqnt.integer.rule import Out, Rule
 
-__all__ = ["ADD", "CONVERT", "MUL"]
+__all__ = ["ADD", "CONVERT", "MUL", "SUB"]
 
 
 def _scalars(encoding: Encoding) -> tuple[np.float32, np.int32]:
@@ -28,6 +28,11 @@ def _add_prepare(a: Encoding, b: Encoding, y: Encoding) -> dict:
     shift = 20 - (int(np.frexp(max(ra, rb))[1]) - 1)
     ma, mb = (np.int32(np.rint(np.ldexp(r, shift))) for r in (ra, rb))
     return {"ma": ma, "mb": mb, "za": za, "zb": zb, "shift": np.int32(shift)}
+
+
+def _sub_prepare(a: Encoding, b: Encoding, y: Encoding) -> dict:
+    table = _add_prepare(a, b, y)
+    return {**table, "mb": -table["mb"]}
 
 
 def _add_apply(a, b, table: dict, out: Out):
@@ -68,5 +73,6 @@ def _clamped(x, out: Out):
 
 
 ADD = Rule(_add_prepare, _add_apply)
+SUB = Rule(_sub_prepare, _add_apply)
 MUL = Rule(_mul_prepare, _mul_apply)
 CONVERT = Rule(_convert_prepare, _convert_apply)

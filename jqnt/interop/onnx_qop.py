@@ -218,7 +218,9 @@ def _gemm(group: Group, writer: _Writer) -> None:
 
 
 def _matmul(group: Group, writer: _Writer) -> None:
-    inputs = [*writer.codes(group.head.inputs[0]), *_weight(group, writer, 1)]
+    left, right = group.head.inputs
+    second = writer.codes(right) if right in writer.site.grids else _weight(group, writer, 1)
+    inputs = [*writer.codes(left), *second]
     _emit(group, writer, "QLinearMatMul", [*inputs, *writer.grid(group.output)], {}, "")
 
 

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqnt.errors import ModelError
+from jqnt.graph.ir import Node
 from jqnt.ops.convolution import Geometry, convolve, input_gradient
 from jqnt.ops.registry import lowering
 from jqnt.ops.window import Window, output_sizes, per_axis, window
 
-__all__ = ["conv", "conv_transpose", "gemm", "matmul"]
+__all__ = ["conv", "conv_transpose", "gemm", "matmul", "transposed_geometry"]
 
 
 @lowering("Conv", since=1, layout="channels_last")
@@ -44,11 +45,19 @@ def conv_transpose(node, x, w, b=None):
             f"ConvTranspose node {node.name!r}: input {list(x.shape)} (channels last), weight "
             f"{list(w.shape)}, {groups} groups"
         )
+    geometry = transposed_geometry(node, counts, w.shape[2:])
+    y = input_gradient(x, w, geometry)
+    return y if b is None else y + b.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def transposed_geometry(node: Node, counts: tuple[int, ...], kernel: tuple[int, ...]) -> Geometry:
+    """The convolution whose input gradient a ConvTranspose over spatial `counts` is: its `sizes`
+    are those of the result, its `pads` what is cut off."""
     auto = node.attrs.get("auto_pad", "NOTSET")
     plain = {k: v for k, v in node.attrs.items() if k != "auto_pad"}
     if auto != "NOTSET":
         plain.pop("pads", None)
-    view = window(node.replace(attrs=plain), counts, w.shape[2:], transposed=True)
+    view = window(node.replace(attrs=plain), counts, kernel, transposed=True)
     extra = per_axis(node, "output_padding", len(counts), 0)
     wanted = tuple(node.attrs.get("output_shape", ()))[-len(counts) :]
     if not wanted and auto in ("SAME_UPPER", "SAME_LOWER"):
@@ -66,9 +75,9 @@ def conv_transpose(node, x, w, b=None):
             raise ModelError(f"ConvTranspose node {node.name!r}: axis {i} would have size {size}")
         sizes.append(size)
         pads.append((before, full - size - before))
-    geometry = Geometry(tuple(sizes), view._replace(pads=tuple(pads)), counts, groups)
-    y = input_gradient(x, w, geometry)
-    return y if b is None else y + b.reshape((1,) * (y.ndim - 1) + (-1,))
+    return Geometry(
+        tuple(sizes), view._replace(pads=tuple(pads)), counts, node.attrs.get("group", 1)
+    )
 
 
 @lowering("CausalConvWithState", since=27)
