@@ -9,7 +9,9 @@ from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import ConfigError, DataError, UnsupportedError
 from jqnt.formats import BF16, FP16, Granularity, Integer
 from jqnt.interop.aimet import VERSIONS, to_aimet
+from jqnt.interop.aimet_load import load_encodings
 from jqnt.interop.aimet_read import from_aimet
+from jqnt.placement import plan
 from tests.built import node
 from tests.quantized_case import case
 
@@ -62,7 +64,7 @@ def test_a_round_trip_through_json(version):
     graph, params = _model()
     text = json.dumps(to_aimet(graph, params, ENCODINGS, version=version))
     back = from_aimet(json.loads(text), graph, params)
-    expected = {n: e for n, e in ENCODINGS.items() if version != "2.0.0" or e.format != FP16}
+    expected = {n: e for n, e in ENCODINGS.items() if version < "2" or e.format != FP16}
     assert set(back) == set(expected)
     for name, encoding in expected.items():
         assert _equal(back[name], encoding), (name, back[name], encoding)
@@ -113,7 +115,7 @@ def test_the_words_of_2_0_0():
     assert entries["m"]["axis"] == 1 and entries["m"]["output_dtype"] == "int4"
 
 
-@pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0", "2.1.0"])
 def test_blocks_run_channel_by_channel(version):
     graph, params = _model()
     scale = np.arange(1, 11, dtype=np.float32).reshape(2, 5) / 100
@@ -197,3 +199,38 @@ def test_what_a_version_cannot_say():
     other = Encodings({"w": _grid(S8, [0.1, 0.2, 0.3], 0, Granularity(1))})
     with pytest.raises(UnsupportedError, match="implies scales along axis 0, the output"):
         to_aimet(graph, params, other)
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0", "2.1.0"])
+def test_block_scales_as_products(version):
+    graph, params = _model()
+    multiples = np.arange(1, 11).reshape(2, 5)
+    channel = np.float32([0.01, 0.02, 0.03, 0.004, 0.05])
+    scale = multiples.astype(np.float32) * channel
+    blocks = Encodings({"m": _grid(S4, scale, 0, Granularity(0, 1))})
+    document = json.loads(json.dumps(to_aimet(graph, params, blocks, version=version, lpbq=True)))
+    assert _equal(from_aimet(document, graph, params)["m"], blocks["m"])
+    if version == "1.0.0":
+        (entry,) = document["param_encodings"]
+        assert (entry["enc_type"], entry["bw"], entry["compressed_bw"]) == ("LPBQ", 8, 4)
+        assert entry["per_block_int_scale"][:4] == [1, 6, 2, 7] and len(entry["scale"]) == 5
+    odd = Encodings({"m": _grid(S4, scale * np.float32([[1], [1.037]]), 0, Granularity(0, 1))})
+    with pytest.raises(UnsupportedError, match="tensor 'm': the block scales of channel 0"):
+        to_aimet(graph, params, odd, version=version, lpbq=True)
+
+
+def test_loading_onto_a_plan():
+    graph, params = _model()
+    some = Encodings({k: e for k, e in ENCODINGS.items() if k in ("x", "w", "b", "r")})
+    document = to_aimet(graph, params, some)
+    document["activation_encodings"].append({**document["activation_encodings"][0], "name": "z"})
+    chosen = plan(graph)
+    found, mismatches = load_encodings(document, graph, params, chosen, strict=False, partial=True)
+    assert set(found) == set(some)
+    words = {(m.tensor, m.what) for m in mismatches}
+    assert {("z", "no such tensor in the graph"), ("r", "format"), ("m", "missing")} <= words
+    assert not any(m.tensor in ("x", "w", "b") for m in mismatches)
+    with pytest.raises(DataError, match=r"'z': no such tensor.*strict=False"):
+        load_encodings(document, graph, params, chosen, partial=True)
+    with pytest.raises(DataError, match=r"'m': missing.*partial=True"):
+        load_encodings(document, graph, params, chosen, strict=False)

@@ -1,52 +1,21 @@
 """The files that a quantized model leaves in a folder."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-
+from jqnt.cli.exports import FORMATS, Wishes
 from jqnt.errors import UnsupportedError
 from jqnt.frozen import Frozen, replacing, save_frozen
-from jqnt.interop.aimet import to_aimet
-from jqnt.interop.onnx_qdq import to_qdq
-from jqnt.interop.onnx_qop import to_qoperator
 
-__all__ = ["FORMATS", "write_files", "write_model", "written"]
+__all__ = ["write_files", "write_model", "written"]
 
 
-def _qdq(model: Frozen, folder: Path, version: str) -> None:
-    proto = to_qdq(model.graph, model.params, model.encodings)
-    onnx.save(proto, folder / "model.qdq.onnx")
-
-
-def _qoperator(model: Frozen, folder: Path, version: str) -> None:
-    proto = to_qoperator(model.graph, model.params, model.encodings)
-    onnx.save(proto, folder / "model.qop.onnx")
-
-
-def _encodings(model: Frozen, folder: Path, version: str) -> None:
-    document = to_aimet(model.graph, model.params, model.encodings, version=version)
-    (folder / "encodings.json").write_text(json.dumps(document, indent=1))
-
-
-FORMATS: Mapping[str, Callable[[Frozen, Path, str], None]] = {
-    "qdq": _qdq,
-    "encodings": _encodings,
-    "qop": _qoperator,
-}
-"""Name on the command line -> what writes that format into a folder; the last argument is the
-version of encodings.json."""
-
-
-def write_files(
-    out: Path, model: Frozen, formats: Sequence[str], *, version: str = "1.0.0"
-) -> list[str]:
+def write_files(out: Path, model: Frozen, formats: Sequence[str], wishes: Wishes) -> list[str]:
     """Writes the files of `formats` into the folder; all of them, or none. Gives the paths."""
     with replacing(out) as beside:
         for name in formats:
-            FORMATS[name](model, beside, version)
+            FORMATS[name](model, beside, wishes)
         names = sorted(entry.name for entry in beside.iterdir())
     return [str(out / name) for name in names]
 
@@ -62,11 +31,11 @@ def write_model(
     refused: dict[str, str] = {}
     with replacing(out) as beside:
         save_frozen(beside, model)
-        for name in ("qdq", "encodings"):
+        for label, name in (("qdq", "onnx-qdq"), ("encodings", "aimet")):
             try:
-                FORMATS[name](model, beside, version)
+                FORMATS[name](model, beside, Wishes(version))
             except UnsupportedError as error:
-                refused[name] = str(error)
+                refused[label] = str(error)
         for name, text in (texts or {}).items():
             (beside / name).write_text(text)
         names = sorted(entry.name for entry in beside.iterdir())

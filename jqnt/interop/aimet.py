@@ -1,8 +1,9 @@
 """Encodings files of AIMET, which QNN's converter reads as --quantization_overrides.
 
-0.6.1, 1.0.0 and 2.0.0 by Qualcomm's "Encoding specification" (AIMET documentation,
+0.6.1, 1.0.0, 2.0.0 and 2.1.0 by Qualcomm's "Encoding specification" (AIMET documentation,
 techniques/encoding_spec). In 0.6.1 and 1.0.0 real = (q + offset) * scale with unsigned q, so
-offset = -zero_point, less 2^(bits-1) for a signed grid; 2.0.0 speaks as QuantizeLinear does.
+offset = -zero_point, less 2^(bits-1) for a signed grid; 2.0.0 speaks as QuantizeLinear does, and
+2.1.0 may quantize the scales too.
 """
 
 from collections import Counter
@@ -17,10 +18,11 @@ from jqnt.formats import FP16, FP32, PER_TENSOR, Integer, Microscaling, Minifloa
 from jqnt.graph.ir import Graph
 from jqnt.graph.match import static_tensors
 from jqnt.interop.axes import WeightAxes, weight_axes
+from jqnt.lpbq import MULTIPLE_BITS, factor
 
 __all__ = ["FLOATS", "VERSIONS", "to_aimet"]
 
-VERSIONS = ("0.6.1", "1.0.0", "2.0.0")
+VERSIONS = ("0.6.1", "1.0.0", "2.0.0", "2.1.0")
 
 FLOATS = {
     "float8_e4m3fn": "float8e4m3fn",
@@ -31,14 +33,20 @@ FLOATS = {
 
 
 def to_aimet(
-    graph: Graph, params: Mapping[str, Any], encodings: Encodings, *, version: str = "1.0.0"
+    graph: Graph,
+    params: Mapping[str, Any],
+    encodings: Encodings,
+    *,
+    version: str = "1.0.0",
+    lpbq: bool = False,
 ) -> dict[str, Any]:
     """The document of an encodings file, for `json.dump`.
 
     Static tensors are param_encodings, all others activation_encodings. Scales per channel
     follow the output channels, blocks the input channels, as the format implies; 2.0.0 names the
-    axes. float16 tensors have a FLOAT entry, except in 2.0.0, which knows no such tensors and
-    leaves them out.
+    axes. float16 tensors have a FLOAT entry, except in 2.0.0 and later, which know no such
+    tensors and leave them out. With `lpbq`, block scales go out as a float per channel times a
+    small integer per block (LPBQ; doubly quantized scales in 2.1.0).
 
     Raises ConfigError for an unknown version, UnsupportedError, naming the tensor, for what the
     version cannot say.
@@ -58,9 +66,11 @@ def to_aimet(
                 f"tensor {name!r}: encodings files know no {encoding.format.name} with such blocks"
             )
         entry = _WRITERS[version](name, encoding, axes.get(name))
+        if lpbq and entry is not None and encoding.granularity.block is not None:
+            entry = _factored(entry, name, encoding, axes.get(name), version)
         if entry is not None:
             (weights if name in static else activations)[name] = entry
-    if version == "2.0.0":
+    if version in ("2.0.0", "2.1.0"):
         entries = [*activations.values(), *weights.values()]
         return {"version": version, "encodings": entries}
     arguments = _quantizer_args(encodings, static, version)
@@ -177,6 +187,35 @@ def _block_order(name: str, encoding: Encoding, axes: WeightAxes | None) -> np.n
     )
 
 
+def _factored(
+    entry: dict[str, Any], name: str, encoding: Encoding, axes: WeightAxes | None, version: str
+) -> dict[str, Any]:
+    """A block-wise entry with its scales as products."""
+    if axes is None or axes.channel is None or not encoding.symmetric:
+        raise UnsupportedError(f"tensor {name!r}: LPBQ is for symmetric weights with channels")
+    assert encoding.scale is not None
+    channel, multiples = factor(encoding.scale, axes.channel, name)
+    bits = encoding.format.bits
+    if version == "1.0.0":
+        order = _block_order(name, encoding, axes)
+        wide = bits + MULTIPLE_BITS
+        return {
+            **entry,
+            "enc_type": "LPBQ",
+            "bw": wide,
+            "compressed_bw": bits,
+            "scale": [float(s) for s in channel.reshape(-1)],
+            "offset": [-(2 ** (wide - 1))] * channel.size,
+            "per_block_int_scale": multiples.reshape(-1)[order].tolist(),
+        }
+    if version == "2.1.0":
+        scales = {"x": multiples.tolist(), "x_scale": channel.reshape(-1).astype(float).tolist()}
+        return {**entry, "y_scale": {**scales, "axis": axes.channel}}
+    rest = {key: value for key, value in entry.items() if key != "y_scale"}
+    rest["per_block_int_scale"] = multiples.tolist()
+    return {**rest, "per_channel_float_scale": channel.astype(float).tolist()}
+
+
 def _write_2_0_0(name: str, encoding: Encoding, axes: WeightAxes | None) -> dict[str, Any] | None:
     fmt = encoding.format
     if isinstance(fmt, Minifloat):
@@ -230,4 +269,9 @@ def _quantizer_args(encodings: Encodings, static: frozenset[str], version: str) 
     }
 
 
-_WRITERS = {"0.6.1": _write_0_6_1, "1.0.0": _write_1_0_0, "2.0.0": _write_2_0_0}
+_WRITERS = {
+    "0.6.1": _write_0_6_1,
+    "1.0.0": _write_1_0_0,
+    "2.0.0": _write_2_0_0,
+    "2.1.0": _write_2_0_0,
+}

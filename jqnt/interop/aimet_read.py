@@ -19,12 +19,17 @@ __all__ = ["from_aimet"]
 
 
 def from_aimet(
-    source: str | Path | Mapping[str, Any], graph: Graph, params: Mapping[str, Any]
+    source: str | Path | Mapping[str, Any],
+    graph: Graph,
+    params: Mapping[str, Any],
+    *,
+    unknown: list[str] | None = None,
 ) -> Encodings:
     """The encodings of a file (a path) or document, of any of the versions, for a graph.
 
     Symmetric entries of 0.6.1 and 1.0.0 are signed grids, all others unsigned; LPBQ entries
-    become blocks of scale * per_block_int_scale.
+    become blocks of scale * per_block_int_scale. With a list `unknown`, tensors that the graph
+    does not have are noted there and left out.
 
     Raises DataError, naming the file and the key at fault, for a file that is malformed or that
     speaks of tensors which the graph does not have.
@@ -42,6 +47,9 @@ def from_aimet(
     known = set(graph.tensors)
     found: dict[str, Encoding] = {}
     for name, key, entry in _entries(document, version, where):
+        if name not in known and unknown is not None:
+            unknown.append(name)
+            continue
         if name not in known:
             raise DataError(
                 f"{where}: {key} speaks of tensor {name!r}, which graph {graph.name!r} does not "
@@ -70,7 +78,11 @@ def _entries(
     document: Mapping[str, Any], version: str, where: str
 ) -> Iterator[tuple[str, str, Any]]:
     """(tensor, key, entry) of every entry."""
-    keys = ("encodings",) if version == "2.0.0" else ("activation_encodings", "param_encodings")
+    keys = (
+        ("encodings",)
+        if version in ("2.0.0", "2.1.0")
+        else ("activation_encodings", "param_encodings")
+    )
     kind = dict if version == "0.6.1" else list
     for key in keys:
         group = document.get(key)
@@ -199,6 +211,8 @@ def _read_2_0_0(entry: Mapping[str, Any], axes: WeightAxes | None, static: bool)
         scale = np.asarray(entry["per_block_int_scale"], np.float32) * np.asarray(
             entry["per_channel_float_scale"], np.float32
         )
+    elif isinstance(entry["y_scale"], Mapping):
+        scale = _double(entry["y_scale"])
     else:
         scale = np.asarray(entry["y_scale"], np.float32)
     zero_point = np.asarray(entry.get("y_zero_point", np.zeros(scale.shape)), np.int64)
@@ -209,4 +223,24 @@ def _read_2_0_0(entry: Mapping[str, Any], axes: WeightAxes | None, static: bool)
     return Encoding(fmt, scale, zero_point, granularity)
 
 
-_READERS = {"0.6.1": _read_0_6_1, "1.0.0": _read_1_0_0, "2.0.0": _read_2_0_0}
+def _double(scales: Mapping[str, Any]) -> np.ndarray:
+    """Scales that are quantized themselves, as 2.1.0 has them: (x - x_zero_point) * x_scale."""
+    codes = np.asarray(scales["x"], np.int64)
+    inner = np.asarray(scales["x_scale"], np.float32)
+    zero = np.asarray(scales.get("x_zero_point", np.zeros(inner.shape)), np.int64)
+    if not inner.ndim:
+        return (codes - zero).astype(np.float32) * inner
+    axis = scales["axis"]
+    if scales.get("block_size") is not None:
+        laid = Encoding(Integer(8), inner, zero, Granularity(axis, scales["block_size"]))
+    else:
+        laid = Encoding(Integer(8), inner, zero, Granularity(axis))
+    return laid.dequantize(codes)
+
+
+_READERS = {
+    "0.6.1": _read_0_6_1,
+    "1.0.0": _read_1_0_0,
+    "2.0.0": _read_2_0_0,
+    "2.1.0": _read_2_0_0,
+}
