@@ -12,6 +12,8 @@ from tiny_model import tiny_model
 
 from jqnt.cli import run
 from jqnt.encodings import Encodings
+from jqnt.frozen import load_frozen
+from jqnt.integer import lower as lower_integers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,6 +169,72 @@ def test_export_writes_what_was_asked_for(jqnt, files, frozen, tmp_path):
     )
     np.testing.assert_allclose(qdq[0], qop[0], atol=0.05)
     assert (qop[0].argmax(1) == np.load(files / "data.npz")["labels"]).mean() > 0.9
+
+
+TARGETS = {
+    "onnx-qdq": ("onnxruntime", ["model.qdq.onnx"]),
+    "onnx-qop": ("onnxruntime", ["model.qop.onnx"]),
+    "aimet": ("onnxruntime", ["encodings.json"]),
+    "qnn": (
+        "onnxruntime",
+        ["convert.sh", "htp_backend_extensions.json", "htp_config.json", "input_list.txt", "inputs",
+         "model.onnx", "quantization_overrides.json"],
+    ),
+    "amct": ("amct", ["config.json", "model.onnx", "quant.cfg", "record.txt"]),
+    "ncnn": ("ncnn", ["model.bin", "model.param", "model.table"]),
+    "mnn": ("mnn", ["model.mnn.json", "model.mnn.onnx"]),
+    "tflite": ("tflite", ["model.tflite"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_export_has_its_files(jqnt, files, tmp_path, name):
+    target, expected = TARGETS[name]
+    model, out = tmp_path / "m", tmp_path / "x"
+    jqnt("quantize", files / "model.onnx", "--calib", files / "data.npz", "--target", target,
+         "--out", model, "--json")  # fmt: skip
+    extra = ["--data", files / "data.npz", "--samples", 2] if name == "qnn" else []
+    found = jqnt("export", model, "--to", name, "--out", out, *extra, "--json")
+    assert [Path(f).name for f in found["files"]] == expected
+    if name == "qnn":
+        lines = (out / "input_list.txt").read_text().splitlines()
+        assert lines[1] == "image:=inputs/0001/image.raw"
+        raw = np.fromfile(out / "inputs/0001/image.raw", "<f4")
+        np.testing.assert_array_equal(raw, np.load(files / "data.npz")["image"][1].reshape(-1))
+
+
+def test_compare_says_where_integers_and_simulation_part(jqnt, files, frozen, tmp_path):
+    args = ["compare", frozen, "--data", files / "data.npz", "--json"]
+    found = jqnt(*args, "--arithmetic", "tflite-reference", "--unmatched", "float",
+                 "--plot", tmp_path / "p.svg")  # fmt: skip
+    assert found["arithmetic"] == "tflite-reference" and (tmp_path / "p.svg").stat().st_size > 1000
+    rows = {row["tensor"]: row for row in found["tensors"]}
+    off = [name for name, row in rows.items() if row["off_by_one_percent"]]
+    assert found["first_to_part"] == (off[0] if off else None)
+    assert all(row["most_codes"] <= 2 for row in rows.values())
+    jqnt("export", frozen, "--to", "aimet", "--out", tmp_path / "e", "--json")
+    jqnt("export", frozen, "--to", "qnn", "--out", tmp_path / "e", "--json")
+    again = jqnt("compare", tmp_path / "e" / "model.onnx", "--data", files / "data.npz", "--json",
+                 "--encodings", tmp_path / "e" / "encodings.json")  # fmt: skip
+    plain = {row["tensor"]: row for row in jqnt(*args)["tensors"]}
+    for row in again["tensors"]:
+        assert row["integer_cosine"] == pytest.approx(plain[row["tensor"]]["integer_cosine"])
+
+
+def test_compare_reads_what_a_device_wrote(jqnt, files, frozen, tmp_path):
+    images = np.load(files / "data.npz")["image"][:3]
+    model = load_frozen(frozen)
+    logits = np.asarray(lower_integers(model.graph, model.params, model.encodings)(
+        {"image": images})["logits"])  # fmt: skip
+    logits[2, 0] += 2 * model.encodings["logits"].scale
+    for i, row in enumerate(logits):
+        (tmp_path / f"Result_{i}").mkdir()
+        row.astype("<f4").tofile(tmp_path / f"Result_{i}" / "logits.raw")
+    found = jqnt("compare", frozen, "--data", files / "data.npz", "--device-outputs", tmp_path,
+                 "--json")  # fmt: skip
+    (row,) = [row for row in found["tensors"] if row["tensor"] == "logits"]
+    assert row["device_off_by_two_percent"] == pytest.approx(100 / logits.size)
+    assert row["device_most_codes"] == 2
 
 
 def test_profile_of_a_float_model_takes_a_pair(jqnt, files):

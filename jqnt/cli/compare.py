@@ -1,19 +1,23 @@
-"""`jqnt compare`: float, simulation and integers, tensor by tensor."""
+"""`jqnt compare`: float, simulation, integers and a device, tensor by tensor."""
 
 import math
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jqnt.cli.console import emit
-from jqnt.cli.options import AsJson, BatchSize, FrozenPath
-from jqnt.compare import Row, clipped_share
+from jqnt.cli.frozen_model import frozen_model
+from jqnt.cli.options import ArithmeticName, AsJson, BatchSize, EncodingsFile, FrozenPath
+from jqnt.compare import Emulation, Row, clipped_share, first_to_part
 from jqnt.compare import compare as compared
 from jqnt.data import load_data
-from jqnt.errors import ConfigError
-from jqnt.frozen import load_frozen
+from jqnt.device_outputs import read_device_outputs
 from jqnt.learn.quality import Quality
 from jqnt.report import progress_bar, table_of
+from jqnt.report.parting import parting_figure
+from jqnt.report.roofline import save_figure
+from jqnt.steps import Steps
 
 __all__ = ["compare"]
 
@@ -24,22 +28,44 @@ _UNLIKE = 0.001
 def compare(
     model: FrozenPath,
     data: Annotated[str, typer.Option(help="an .npz file or module:function", show_default=False)],
+    encodings: EncodingsFile = None,
+    arithmetic: ArithmeticName = "onnxruntime",
+    unmatched: Annotated[
+        Literal["skip", "error", "float"],
+        typer.Option(
+            help="nodes without an integer kernel: no integers at all, an error, or float"
+        ),
+    ] = "skip",
+    device_outputs: Annotated[
+        Path | None, typer.Option(help="the folder of qnn-net-run: Result_0, Result_1, ...")
+    ] = None,
     tensor: Annotated[
         list[str] | None,
         typer.Option(help="a tensor to compare (repeatable); by default all that are encoded"),
     ] = None,
     min_cosine: Annotated[float, typer.Option(help="mark tensors below this cosine")] = 0.995,
     min_sqnr_db: Annotated[float, typer.Option(help="mark tensors below this SQNR")] = 25.0,
+    max_relative_error: Annotated[
+        float, typer.Option(help="mark tensors whose integers are off by more of their range")
+    ] = 0.02,
+    plot: Annotated[
+        Path | None, typer.Option(help="a file for the plot (.svg, .png, .pdf)")
+    ] = None,
     batches: Annotated[int, typer.Option(help="batches to compare on, at most")] = 4,
     batch_size: BatchSize = 64,
     json: AsJson = False,
 ) -> None:
-    """Compare a quantized model with its float model, layer by layer: SQNR and cosine."""
-    frozen = load_frozen(model)
-    if not frozen.encodings:
-        raise ConfigError(f"{model} is a float model; quantize it first (jqnt quantize --out DIR)")
+    """Compare a quantized model layer by layer: float, simulation, integers, device."""
+    frozen = frozen_model(model, encodings)
     found = load_data(data, frozen.graph, batch_size=batch_size)
     kept = [batch for batch, _ in zip(found, range(batches), strict=False)]
+    device = None
+    if device_outputs is not None:
+        device = read_device_outputs(device_outputs, frozen.graph.tensors, frozen.encodings)
+        tensor = list(dict.fromkeys([*(tensor or _encoded(frozen)), *device]))
+    wanted = None
+    if unmatched != "skip" or arithmetic != "onnxruntime":
+        wanted = Emulation(arithmetic, "float" if unmatched == "float" else "error")
     with progress_bar(json) as show:
         show("comparing", 0, 1)
         rows = compared(
@@ -49,10 +75,46 @@ def compare(
             frozen.encodings,
             kept,
             tensors=tensor,
+            emulation=wanted,
+            device=device,
+            steps=True,
         )
         outside = clipped_share(frozen.graph, frozen.encodings, kept)
-    plain = [_plain(row, min_cosine, min_sqnr_db) for row in rows]
-    document = {"model": str(model), "tensors": plain, "inputs_outside_range": outside}
+    plain = [_plain(row, min_cosine, min_sqnr_db, max_relative_error) for row in rows]
+    parts = first_to_part(rows)
+    document = {
+        "model": str(model),
+        "arithmetic": arithmetic,
+        "tensors": plain,
+        "first_to_part": parts,
+        "inputs_outside_range": outside,
+    }
+    tables: list[Any] = [table_of(str(model), _columns(plain), plain)]
+    if any(row.steps is not None for row in rows):
+        tables.append(
+            f"simulation and {arithmetic} integers part first at {parts!r}"
+            if parts
+            else f"simulation and {arithmetic} integers are equal in every code"
+        )
+    for name, share in outside.items():
+        if share > _UNLIKE:
+            tables.append(
+                f"warning: {100 * share:.2g} % of input {name!r} lies outside the calibrated "
+                f"range: these data are unlike the calibration data"
+            )
+    if plot is not None:
+        save_figure(parting_figure(plain, arithmetic), plot)
+        tables.append(f"wrote {plot}")
+    emit(document, tables, json)
+
+
+def _encoded(frozen: Any) -> list[str]:
+    outputs = [t for node in frozen.graph.nodes for t in node.outputs if t in frozen.encodings]
+    return [*outputs, *frozen.graph.outputs]
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The headings of what there is."""
     columns = {
         "tensor": "tensor",
         "op": "made by",
@@ -61,35 +123,47 @@ def compare(
         "cosine": "cosine",
         "integer_sqnr_db": "integers: SQNR dB",
         "integer_cosine": "cosine",
-        "mark": "",
+        "off_by_one_percent": "% off by 1+",
+        "off_by_two_percent": "by 2+",
+        "most_codes": "most",
+        "relative_error": "relative",
+        "device_sqnr_db": "device: SQNR dB",
+        "device_off_by_one_percent": "% off by 1+",
     }
-    tables: list[Any] = [table_of(str(model), columns, plain)]
-    for name, share in outside.items():
-        if share > _UNLIKE:
-            tables.append(
-                f"warning: {100 * share:.2g} % of input {name!r} lies outside the calibrated "
-                f"range: these data are unlike the calibration data"
-            )
-    emit(document, tables, json)
+    kept = {k: v for k, v in columns.items() if any(row.get(k) is not None for row in rows)}
+    return {**kept, "mark": ""}
 
 
-def _plain(row: Row, min_cosine: float, min_sqnr_db: float) -> dict[str, Any]:
+def _plain(row: Row, min_cosine: float, min_sqnr_db: float, relative: float) -> dict[str, Any]:
     low = row.simulation.cosine < min_cosine or row.simulation.sqnr_db < min_sqnr_db
-    sim, whole = _figures(row.simulation), _figures(row.integers)
+    off = row.steps is not None and row.steps.relative > relative
+    marks = [*(["sensitive"] if low else []), *(["integers depart"] if off else [])]
     return {
         "tensor": row.tensor,
         "node": row.node,
         "op": row.op,
         "format": row.format,
-        **sim,
-        **{f"integer_{key}": value for key, value in whole.items()},
-        "mark": "sensitive" if low else "",
+        **_figures(row.simulation, ""),
+        **_figures(row.integers, "integer_"),
+        **_steps(row.steps, ""),
+        **_figures(row.device, "device_"),
+        **_steps(row.device_steps, "device_"),
+        "mark": ", ".join(marks),
     }
 
 
-def _figures(quality: Quality | None) -> dict[str, float | None]:
+def _figures(quality: Quality | None, prefix: str) -> dict[str, float | None]:
     """Null for what is not there, and for the SQNR of what does not differ at all."""
     if quality is None:
-        return {"sqnr_db": None, "cosine": None}
+        return {f"{prefix}sqnr_db": None, f"{prefix}cosine": None}
     sqnr = quality.sqnr_db if math.isfinite(quality.sqnr_db) else None
-    return {"sqnr_db": sqnr, "cosine": quality.cosine}
+    return {f"{prefix}sqnr_db": sqnr, f"{prefix}cosine": quality.cosine}
+
+
+def _steps(steps: Steps | None, prefix: str) -> dict[str, float | int | None]:
+    return {
+        f"{prefix}off_by_one_percent": None if steps is None else 100 * steps.one,
+        f"{prefix}off_by_two_percent": None if steps is None else 100 * steps.two,
+        f"{prefix}most_codes": None if steps is None else steps.most,
+        f"{prefix}relative_error": None if steps is None else steps.relative,
+    }

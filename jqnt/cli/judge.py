@@ -28,6 +28,7 @@ def figures(
     metric: Metric,
     *,
     unmatched: str | None = None,
+    arithmetic: str = "onnxruntime",
 ) -> dict[str, Any]:
     """The metric in its own direction; "integer" is null, with the reason, where groups have no
     kernel, unless `unmatched` ("error" or "float") says what then, as in `integer.lower`."""
@@ -46,7 +47,7 @@ def figures(
     }
     try:
         run = integer.lower(
-            model.graph, model.params, model.encodings, unmatched=unmatched or "error"
+            model.graph, model.params, model.encodings, arithmetic, unmatched or "error"
         )
     except UnsupportedError as error:
         if unmatched is not None:

@@ -7,10 +7,12 @@ import typer
 
 __all__ = [
     "Activations",
+    "ArithmeticName",
     "AsJson",
     "BatchSize",
     "Calib",
     "Device",
+    "EncodingsFile",
     "EncodingsVersion",
     "Evaluation",
     "FrozenPath",
@@ -49,8 +51,18 @@ MaxLatency = Annotated[
     float | None,
     typer.Option(help="latency budget in milliseconds; none by default", show_default=False),
 ]
+EncodingsFile = Annotated[
+    Path | None,
+    typer.Option("--encodings", help="an encodings file (AIMET, QNN or ours) for an ONNX model"),
+]
+ArithmeticName = Annotated[
+    str,
+    typer.Option(
+        "--arithmetic", help="whose integers: onnxruntime, tflite-reference, mnn, ncnn, ..."
+    ),
+]
 EncodingsVersion = Annotated[
-    Literal["0.6.1", "1.0.0", "2.0.0"], typer.Option(help="format of encodings.json")
+    Literal["0.6.1", "1.0.0", "2.0.0", "2.1.0"], typer.Option(help="format of encodings.json")
 ]
 Target = Annotated[
     str,
