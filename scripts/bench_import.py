@@ -3,8 +3,10 @@
 
 bench_import.py [MODEL ...] [--batch N] [--json] [--data DIR]
 
-Ratios are medians of calls that alternate between the two libraries. A row without a bar only
-informs. Training is forward plus backward with respect to all weights, over the forward.
+Without files: the models with bars of their own, the light CNNs that onnx ships, and chains of
+250 and 1,000 nodes. Ratios are medians of calls that alternate between the two libraries. A row
+without a bar only informs. Training is forward plus backward with respect to all weights, over
+the forward.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,8 @@ IMPORT_S = {"minilm_l6_stsb": 2.0}
 SYMBOLS = {"seq": 64, "sequence": 576}
 SCALARS = {"sr": 16000}
 STEPS = 4
+CHAINS = (250, 1000)
+LINEAR = 1.3
 
 
 def main() -> int:
@@ -46,15 +51,26 @@ def main() -> int:
     if args.memory_of:
         print(growth(args.memory_of, models[0], args.batch or 1))
         return 0
-    rows = [row for path in models for row in bench(path, args.batch)]
+    rows = []
+    for found in measured(models, args.batch, everything=not args.models):
+        rows.append(found)
+        if not args.json:
+            show(found)
     if args.json:
         print(json.dumps(rows, indent=1))
-    else:
-        show(rows)
     return 0 if all(row["holds"] in (True, None) for row in rows) else 1
 
 
-def bench(path: Path, batch: int | None) -> list[dict]:
+def measured(models: list[Path], batch: int | None, everything: bool) -> Iterator[dict]:
+    """All rows, each as soon as it is known."""
+    for path in models:
+        yield from bench(path, batch)
+    if everything:
+        yield from light()
+        yield from linearity()
+
+
+def bench(path: Path, batch: int | None) -> Iterator[dict]:
     """The rows of one model."""
     import jax
     import jax.numpy as jnp
@@ -63,11 +79,11 @@ def bench(path: Path, batch: int | None) -> list[dict]:
     from jqnt.graph.lower import lower
     from jqnt.graph.onnx_import import import_onnx
 
-    stem, rows = path.stem, []
+    stem = path.stem
     start = time.perf_counter()
     graph, params, _ = import_onnx(path)
     took = time.perf_counter() - start
-    rows.append(row(f"{stem}: import", took, "s", IMPORT_S.get(stem, 1.0), "no compilation"))
+    yield row(f"{stem}: import", took, "s", IMPORT_S.get(stem, 1.0), "no compilation")
 
     options = SessionOptions()
     options.log_severity_level = 3
@@ -82,16 +98,16 @@ def bench(path: Path, batch: int | None) -> list[dict]:
         start = time.perf_counter()
         jax.block_until_ready(forward(on_device, placed))
         first = time.perf_counter() - start
-        rows.append(row(f"{stem}: first call, batch {size}", first, "s", 10.0, "with compilation"))
+        yield row(f"{stem}: first call, batch {size}", first, "s", 10.0, "with compilation")
         ours, theirs = alternate(
             lambda placed=placed: jax.block_until_ready(forward(on_device, placed)),
             lambda inputs=inputs: session.run(None, inputs),
         )
         detail = f"{ours * 1e3:.2f} ms against {theirs * 1e3:.2f} ms"
-        rows.append(row(f"{stem}: inference, batch {size}", ours / theirs, "ratio", bar, detail))
-        rows.append(memory(path, size))
+        yield row(f"{stem}: inference, batch {size}", ours / theirs, "ratio", bar, detail)
+        yield memory(path, size)
     if stem not in TRAINING and stem in INFERENCE:
-        return rows
+        return
 
     inputs = make_inputs(graph, batch or 32)
 
@@ -123,13 +139,92 @@ def bench(path: Path, batch: int | None) -> list[dict]:
     name = f"{stem}: training step over forward, batch {size}"
     bar = 4.0 if stem in TRAINING else None
     detail = f"{plain * 1e3:.1f} ms over {base * 1e3:.1f} ms"
-    rows.append(row(f"{name}, jit", plain / base, "ratio", bar, detail))
+    yield row(f"{name}, jit", plain / base, "ratio", bar, detail)
     detail = f"{scanned * 1e3:.1f} ms over {base * 1e3:.1f} ms"
-    rows.append(row(f"{name}, scan", scanned / base, "ratio", bar, detail))
+    yield row(f"{name}, scan", scanned / base, "ratio", bar, detail)
     detail = f"{scanned * 1e3:.1f} ms over {plain_again * 1e3:.1f} ms"
     name = f"{stem}: step in a scan over step in a jit, batch {size}"
-    rows.append(row(name, scanned / plain_again, "ratio", 1.2, detail))
-    return rows
+    yield row(name, scanned / plain_again, "ratio", 1.2, detail)
+
+
+def light() -> Iterator[dict]:
+    """Import, and first call at batch 1, of the light CNNs of the onnx package."""
+    import jax
+    import onnx
+
+    from jqnt.graph.lower import lower
+    from jqnt.graph.onnx_import import import_onnx
+
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    for path in sorted(folder.glob("*.onnx")):
+        start = time.perf_counter()
+        graph, params, _ = import_onnx(path)
+        took = time.perf_counter() - start
+        yield row(f"{path.stem}: import", took, "s", 1.0, f"{len(graph.nodes)} nodes")
+        apply = lower(graph)
+        forward = jax.jit(lambda params, inputs, apply=apply: apply(params, {}, inputs))
+        inputs = make_inputs(graph, 1)
+        start = time.perf_counter()
+        jax.block_until_ready(forward(params, inputs))
+        took = time.perf_counter() - start
+        yield row(f"{path.stem}: first call, batch 1", took, "s", 10.0, "with compilation")
+
+
+def linearity() -> Iterator[dict]:
+    """Import, trace and compilation of chains of convolutions: the cost of a node."""
+    import jax
+
+    from jqnt.graph.lower import lower
+    from jqnt.graph.onnx_import import import_onnx
+
+    costs: dict[str, list[float]] = {"import": [], "trace": [], "compilation": []}
+    for count in (CHAINS[0], *CHAINS):  # the first one warms up
+        content = chain(count)
+        inputs = {"x": np.zeros((1, 8, 8, 8), np.float32)}
+        clock = [time.perf_counter()]
+        graph, params, _ = import_onnx(content)
+        clock.append(time.perf_counter())
+        apply = lower(graph)
+        traced = jax.jit(lambda p, x, apply=apply: apply(p, {}, x)).trace(params, inputs).lower()
+        clock.append(time.perf_counter())
+        traced.compile()
+        clock.append(time.perf_counter())
+        for name, start, end in zip(costs, clock, clock[1:], strict=False):
+            costs[name].append((end - start) / count)
+    for name, (_, short, long) in costs.items():
+        detail = f"{long * 1e3:.2f} ms a node of {CHAINS[1]}, {short * 1e3:.2f} of {CHAINS[0]}"
+        yield row(f"cost of a node, {name}: long over short", long / short, "ratio", LINEAR, detail)
+
+
+def chain(count: int) -> bytes:
+    """Residual blocks of Conv, BatchNormalization, Relu and Add: `count` nodes in all."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, weights, at = [], [], "x"
+    for i in range(0, count, 4):
+        parameters = {
+            f"w{i}": rng.normal(size=(8, 8, 3, 3)) / 9,
+            **{f"{k}{i}": rng.uniform(0.5, 1, 8) for k in "sbmv"},
+        }
+        weights += [numpy_helper.from_array(v.astype(np.float32), k) for k, v in parameters.items()]
+        normal = [f"c{i}", *(f"{k}{i}" for k in "sbmv")]
+        block = (
+            ("Conv", [at, f"w{i}"], f"c{i}", {"pads": [1, 1, 1, 1]}),
+            ("BatchNormalization", normal, f"n{i}", {}),
+            ("Relu", [f"n{i}"], f"r{i}", {}),
+            ("Add", [f"r{i}", at], f"y{i}", {}),
+        )
+        nodes += [helper.make_node(op, ins, [out], out, **attrs) for op, ins, out, attrs in block]
+        at = f"y{i}"
+    nodes = nodes[:count]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8, 8, 8])
+        for name in ("x", nodes[-1].output[0])
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
 
 
 def row(name: str, figure: float, unit: str, bar: float | None, detail: str) -> dict:
@@ -224,13 +319,11 @@ def peak_kb() -> int:
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
-def show(rows: list[dict]) -> None:
-    width = max(len(r["name"]) for r in rows)
-    for r in rows:
-        bar = "" if r["bar"] is None else f"<= {r['bar']:g}"
-        verdict = {True: "ok", False: "MISSED", None: ""}[r["holds"]]
-        figure = f"{r['figure']:9.3f} {r['unit']:6}"
-        print(f"{r['name']:{width}}  {figure} {bar:8} {verdict:7} {r['detail']}")
+def show(found: dict) -> None:
+    bar = "" if found["bar"] is None else f"<= {found['bar']:g}"
+    verdict = {True: "ok", False: "MISSED", None: ""}[found["holds"]]
+    figure = f"{found['figure']:9.3f} {found['unit']:6}"
+    print(f"{found['name']:72}  {figure} {bar:8} {verdict:7} {found['detail']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,14 @@ def weight_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array
 
 
 def _convolve_shape(x, w, *, geometry: Geometry):
+    if x.dtype != w.dtype:
+        raise TypeError(f"data of type {x.dtype} and weights of type {w.dtype}")
     return x.update(shape=(x.shape[0], *geometry.out, w.shape[0]))
 
 
 def _input_gradient_shape(g, w, *, geometry: Geometry):
+    if g.dtype != w.dtype:
+        raise TypeError(f"data of type {g.dtype} and weights of type {w.dtype}")
     return g.update(shape=(g.shape[0], *geometry.sizes, w.shape[1] * geometry.groups))
 
 
