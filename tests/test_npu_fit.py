@@ -7,7 +7,7 @@ import pytest
 from test_npu import chain
 
 import jqnt.npu as npu
-from jqnt.errors import ConfigError, DataError
+from jqnt.errors import ConfigError, DataError, ModelError
 from jqnt.npu.fit_device import Measurement, fit_device, fit_devices
 from jqnt.npu.knobs import HEXAGON, Knob, paths_of, scaled, start_values
 from jqnt.npu.latencies import measurements_of, read_graphs, read_latencies
@@ -36,10 +36,10 @@ def test_the_device_that_measured_is_found_again(networks):
     guess = replace(guess, dispatch_s=5e-7)
     truth = scaled(guess, KNOBS, {"bandwidth": np.log(0.5), "rate": np.log(1.6), "dispatch": 0.7})
     measured = [
-        Measurement(name, "w8a8", float(npu.latency(work, "w8a8", truth)))
-        for name, work in networks.items()
+        Measurement(work, "w8a8", float(npu.latency(work, "w8a8", truth)))
+        for work in networks.values()
     ]
-    found, evidence = fit_device(guess, networks, measured, KNOBS, steps=600)
+    found, evidence = fit_device(guess, measured, KNOBS)
     want, got = paths_of(truth), paths_of(found)
     for path in ("dram_bytes_per_s", "macs_per_s.w8a8", "dispatch_s"):
         assert got[path] == pytest.approx(float(want[path]), rel=0.05), path
@@ -55,11 +55,12 @@ def test_groups_can_be_measured_and_one_outlier_does_not_rule(networks):
     table = npu.tables(networks["wide"], truth, ["w8a8"]).latency_s
     groups = networks["wide"].groups
     measured = [
-        Measurement("wide", "w8a8", float(table[i, 0]), group=name) for i, name in enumerate(groups)
+        Measurement(networks["wide"], "w8a8", float(table[i, 0]), group=name)
+        for i, name in enumerate(groups)
     ]
     measured += [measured[0], measured[1], measured[2]._replace(latency_s=1.0)]
     knob = (Knob("bandwidth", ("dram_bytes_per_s",), 2.0),)
-    found, _ = fit_device(guess, networks, measured, knob, validate=False, steps=400)
+    found, _ = fit_device(guess, measured, knob, validate=False)
     assert found.dram_bytes_per_s == pytest.approx(guess.dram_bytes_per_s / 3, rel=0.1)
 
 
@@ -72,10 +73,10 @@ def test_shared_and_own_knobs(networks):
     for i, name in enumerate(devices):
         truth = scaled(guess, knobs, {"dispatch": 0.5, "rate": values["rate"][i]})
         measured += [
-            Measurement(n, "w8a8", float(npu.latency(w, "w8a8", truth)), name)
-            for n, w in networks.items()
+            Measurement(w, "w8a8", float(npu.latency(w, "w8a8", truth)), name)
+            for w in networks.values()
         ]
-    found = fit_devices(devices, networks, measured, knobs, validate=False, steps=500).devices
+    found = fit_devices(devices, measured, knobs, validate=False).devices
     assert found["a"].dispatch_s == found["b"].dispatch_s
     assert found["a"].dispatch_s == pytest.approx(1e-6 * np.exp(0.5), rel=0.05)
     ratio = found["b"].macs_per_s["w8a8"] / found["a"].macs_per_s["w8a8"]
@@ -85,20 +86,20 @@ def test_shared_and_own_knobs(networks):
 
 def test_what_cannot_be_fitted_is_refused(networks):
     guess = npu.device("generic-roofline")
-    good = Measurement("wide", "w8a8", 1e-3)
+    good = Measurement(networks["wide"], "w8a8", 1e-3)
     for rows, error, message in (
         ([], DataError, "no measurements"),
         ([good._replace(latency_s=0.0)], DataError, "positive"),
-        ([good._replace(workload="widen")], ConfigError, "wide"),
+        ([good._replace(group="conv9")], ModelError, "conv9"),
         ([good._replace(pair="w8a9")], ConfigError, "w8a8"),
     ):
         with pytest.raises(error, match=message):
-            fit_device(guess, networks, rows, KNOBS)
+            fit_device(guess, rows, KNOBS)
     with pytest.raises(ConfigError, match="dram_bytes_per_s"):
-        fit_device(guess, networks, [good], (Knob("b", ("dram_byte_per_s",)),))
+        fit_device(guess, [good], (Knob("b", ("dram_byte_per_s",)),))
     pair = {"a": guess, "b": npu.device("snapdragon-8-gen-3")}
     with pytest.raises(ConfigError, match="more than numbers"):
-        fit_devices(pair, networks, [good._replace(device="a")], KNOBS)
+        fit_devices(pair, [good._replace(device="a")], KNOBS)
 
 
 def test_hexagon_has_at_most_eight_numbers_of_a_device():
@@ -113,7 +114,7 @@ def test_measured_networks_are_explained_within_a_few_percent(data):
     works = read_graphs(data / "npu" / "graphs", some)
     measured = [m for _, m in measurements_of(rows, works)]
     device = npu.device("generic-hexagon")
-    _, found = fit_device(device, works, measured, HEXAGON, validate=False, steps=300)
+    _, found = fit_device(device, measured, HEXAGON, validate=False)
     off = np.abs(found.predicted_s / np.array([m.latency_s for m in measured]) - 1)
     assert off.mean() < 0.1
 

@@ -105,7 +105,7 @@ def test_the_join_puts_measured_beside_predicted(work):
     assert found.fallbacks == ("fc",)
     assert len(found.missing) == len(rows) - 2
     assert found.measured_s == pytest.approx(210.5e-6)
-    assert [m.group for m in measurements_in(found, "demo")] == ["stem/conv", "fc"]
+    assert [m.group for m in measurements_in(found, work)] == ["stem/conv", "fc"]
 
 
 def test_source_names_win_and_strangers_are_told(work):

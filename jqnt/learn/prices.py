@@ -7,8 +7,9 @@ import numpy as np
 
 from jqnt.errors import BudgetError, ConfigError, UnsupportedError, nearest
 from jqnt.formats import Format
+from jqnt.npu.assignment import group_pair
 from jqnt.npu.devices import Device
-from jqnt.npu.tables import group_pair, tables
+from jqnt.npu.tables import tables
 from jqnt.npu.workload import Workload
 from jqnt.plan import Plan
 
@@ -90,6 +91,8 @@ def prices(
     for kind in kinds:
         if kind not in UNITS:
             raise ConfigError(f"no kind of cost {kind!r}{nearest(kind, UNITS)}")
+        if kind == "energy_j" and not device.energy_j:
+            raise ConfigError(f"the profile of {device.name} has no energies to budget")
     table = tables(workload, device)
     costs = np.stack([np.asarray(getattr(table, kind), np.float64) for kind in kinds])
     formats = _formats(plan, {name: spec.format for name, spec in plan.specs.items()})

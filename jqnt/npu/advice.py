@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jqnt.encodings import Encodings
+from jqnt.npu.assignment import assignment_of
 from jqnt.npu.cost import group_costs, with_blocks
 from jqnt.npu.devices import Device
 from jqnt.npu.layers import LayerCost, layer_costs
 from jqnt.npu.pairs import Pair
-from jqnt.npu.tables import assignment_of
 from jqnt.npu.workload import Workload
 
 __all__ = ["Advice", "advise", "losing_groups", "peak_memory_bytes"]

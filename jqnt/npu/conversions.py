@@ -9,9 +9,9 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jqnt.encodings import Encodings
+from jqnt.npu.assignment import assignment_of
 from jqnt.npu.devices import Device
 from jqnt.npu.pairs import Pair
-from jqnt.npu.tables import assignment_of
 from jqnt.npu.workload import Workload
 from jqnt.types import Leaf
 

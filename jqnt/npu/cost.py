@@ -81,9 +81,10 @@ def group_costs(
     weight_s, activation_s = weight_bytes / bandwidth, activation_bytes / bandwidth
     hidden_s = jnp.zeros_like(weight_s)
     if elements.prefetch:
-        free_s = jnp.maximum(compute_s - weight_s - activation_s, 0.0) * device.prefetch
+        busy_s = weight_s + activation_s
+        free_s = (calculus.largest(compute_s, busy_s) - busy_s) * device.prefetch
         before = jnp.concatenate([jnp.zeros(1), free_s[:-1]]) * (1 - workload.starts)
-        hidden_s = jnp.minimum(before, weight_s)
+        hidden_s = calculus.smallest(before, weight_s)
     memory_s = weight_s - hidden_s + activation_s
 
     longer = calculus.largest(compute_s, memory_s)

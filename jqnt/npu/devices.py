@@ -42,15 +42,16 @@ class Device:
     `vector_cost` by kind of vector work; an entry such as "pool@float16" holds for activations
     of that format only. `granules` are the multiples to which dimensions are padded: pixels,
     in_channels, out_channels and image (input channels where there are at most four) of
-    products, vector for all else; `grouped_cost` multiplies grouped convolutions and `fill_macs`
-    fills the pipeline of each product. `vtcm_bytes_per_s` is the rate at which a product's
-    activations come and go. `overlap` is the share of the shorter of compute and memory time
-    that hides behind the longer, `prefetch` the share of the DRAM time left free by one group
-    that loads weights of the next. A group takes `dispatch_s`, a graph `graph_s`, a result of one
-    pixel `serial_s` more, and a change to the CPU or back `crossing_s`. `energy_j` is per
-    multiply-accumulate by pair name, per "dram_byte" and "vtcm_byte". `stored_bits` are bits per
-    weight behind a lossless codec ("w8", "w4"). `relative_error` is half the width of the band
-    that holds 80 % of the errors on networks that were not fitted.
+    products, vector for all else; `grouped_cost` multiplies grouped convolutions, and a tile of
+    weights takes as long to load as `fill_pixels` pixels take on it. `vtcm_bytes_per_s` is the
+    rate at which a product's activations come and go. `overlap` is the share of the shorter of
+    compute and memory time that hides behind the longer, `prefetch` the share of the DRAM time
+    left free by one group that loads weights of the next. A group takes `dispatch_s`, a graph
+    `graph_s`, a result of one pixel `serial_s` more, and a change to the CPU or back
+    `crossing_s`. `energy_j` is per multiply-accumulate by pair name, per "dram_byte" and
+    "vtcm_byte"; a device of which none is known has no entry. `stored_bits` are bits per weight
+    behind a lossless codec ("w8", "w4"). `relative_error` is half the width of the band that
+    holds 80 % of the errors on networks that were not fitted, 0 where it is unknown.
 
     `array` describes arrays that work block by block; products, windows and elementwise work then
     follow from it. `modes` are (name, factor of the engines, factor of the DRAM bandwidth).
@@ -66,7 +67,7 @@ class Device:
     vtcm_bytes: Leaf
     vtcm_bytes_per_s: Leaf
     grouped_cost: Leaf
-    fill_macs: Leaf
+    fill_pixels: Leaf
     overlap: Leaf
     prefetch: Leaf
     dispatch_s: Leaf

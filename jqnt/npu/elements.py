@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["ALL", "ROOFLINE", "Elements"]
+__all__ = ["ALL", "PLAN", "ROOFLINE", "Elements"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,10 @@ class Elements:
     - residency: activations that fit stay on chip; without, each is written and read back
     - prefetch: weights of a group load while the group before computes
     - fusion: what the device fuses behind an operator is free
-    - utilization: a product pays the filling of its pipeline
+    - utilization: the array waits for its tiles of weights, the longer the fewer the pixels
     - serial: results of one pixel wait for the whole pipeline
+    - conversions: tensors between groups of different activation formats are converted; a cost of
+      pairs of groups, which tables of single groups do not hold, so it is off unless asked for
     - transposes: channels-first inputs and outputs of the graph are transposed
     - fallback: operators that the device lacks run on the CPU, with crossings
     - overheads: dispatch per group, a constant per graph
@@ -33,13 +35,17 @@ class Elements:
     fusion: bool = True
     utilization: bool = True
     serial: bool = True
+    conversions: bool = False
     transposes: bool = True
     fallback: bool = True
     overheads: bool = True
 
 
 ALL = Elements()
-"""The full model."""
+"""The full model of groups, as tables and searches price them."""
+
+PLAN = Elements(conversions=True)
+"""The full model of a decided plan: with the conversions between its groups."""
 
 ROOFLINE = Elements(
     granules=False,

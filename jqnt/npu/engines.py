@@ -20,14 +20,13 @@ __all__ = ["cpu_time", "like", "mask", "padded_macs", "product_time", "vector_ti
 def product_time(
     workload: Workload, device: Device, pair: Pair, elements: Elements, calculus: Calculus
 ) -> Float[Array, " groups"]:
-    """Seconds on the matrix engine: (padded + fill) / rate; 0 for a group without a product.
+    """Seconds on the matrix engine: padded / rate; 0 for a group without a product.
 
     Depthwise convolutions run at a rate of their own, per padded channel and tap.
     """
     d = workload.dims
     rate = device.macs_per_s[pair.name]
-    fill = device.fill_macs if elements.utilization else 0.0
-    dense_s = (padded_macs(workload, device, elements, calculus) + fill) / rate
+    dense_s = padded_macs(workload, device, elements, calculus) / rate
     taps = d.kernel_height * d.kernel_width
     channels = d.groups * d.out_channels
     if elements.granules:
@@ -44,14 +43,17 @@ def padded_macs(
 ) -> Float[Array, " groups"]:
     """Multiply-accumulates with every dimension of the tile filled up.
 
-    Narrow groups of a grouped convolution share a tile block-diagonally: as many as fit side by
-    side. An input of few channels (an image) has a smaller multiple of its own.
+    Loading a tile of weights takes as long as `fill_pixels` pixels on it, so that the array is
+    used by pixels / (pixels + fill_pixels): little by a layer of few pixels. Narrow groups of a
+    grouped convolution share a tile block-diagonally: as many as fit side by side. An input of
+    few channels (an image) has a smaller multiple of its own.
     """
     d, g, up = workload.dims, device.granules, calculus.round_up
-    if not elements.granules:
-        return d.macs
+    fill = device.fill_pixels if elements.utilization else 0.0
     taps = d.kernel_height * d.kernel_width
-    pixels = up(d.pixels, like(d.pixels, g["pixels"]))
+    if not elements.granules:
+        return (d.pixels + fill) * d.groups * d.out_channels * d.in_channels * taps
+    pixels = up(d.pixels, like(d.pixels, g["pixels"])) + fill
     widest = jnp.maximum(jnp.maximum(d.in_channels, d.out_channels), 1.0)
     beside = jnp.maximum(jnp.floor(g["in_channels"] / widest), 1.0)
     beside = jnp.where(d.groups > 1, jnp.minimum(beside, d.groups), 1.0)

@@ -13,7 +13,7 @@ from jqnt.errors import ConfigError, nearest
 from jqnt.npu.devices import Device
 from jqnt.types import Leaf
 
-__all__ = ["HEXAGON", "Knob", "paths_of", "scaled", "start_values"]
+__all__ = ["GENERAL", "HEXAGON", "Knob", "paths_of", "scaled", "start_values"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class Knob:
         return mean**2 / (2 * self.spread**2) + within
 
 
+GENERAL = (
+    Knob("bandwidth", ("dram_bytes_per_s",), 0.7),
+    Knob("macs", ("macs_per_s.*",), 1.0),
+    Knob("vector", ("vector_per_s.*", "depthwise_macs_per_s.*", "vtcm_bytes_per_s"), 0.7),
+    Knob("overheads", ("dispatch_s", "serial_s"), 0.5),
+    Knob("graph", ("graph_s",), 0.5),
+)
+"""Any device by itself: its bandwidth, the rates of its engines, and its overheads."""
+
 HEXAGON = (
     Knob("bandwidth", ("dram_bytes_per_s",), 0.7, 0.4),
     Knob("macs_int", ("macs_per_s.w*",), 1.0, 1.0),
@@ -48,6 +57,7 @@ HEXAGON = (
     Knob("vector_a16", ("vector_per_s.a16", "depthwise_macs_per_s.w?a16")),
     Knob("macs_a16", ("macs_per_s.w?a16",)),
     Knob("stream", ("vtcm_bytes_per_s",)),
+    Knob("fill", ("fill_pixels",), 0.7),
     Knob("depthwise", ("depthwise_macs_per_s.*",)),
     Knob("serial", ("serial_s",)),
     Knob("grouped", ("grouped_cost",), 0.2),
@@ -57,7 +67,7 @@ HEXAGON = (
     Knob("softmax", ("vector_cost.softmax",)),
     Knob("normalize", ("vector_cost.normalize",)),
 )  # fmt: skip
-"""Hexagon: seven numbers of each device (two bandwidths, rates, overheads), eleven structural
+"""Hexagon: seven numbers of each device (bandwidth, rates, overheads), twelve structural
 ones that all devices share."""
 
 

@@ -1,7 +1,7 @@
 """Published tables of measured network latencies -> measurements and workloads."""
 
 import csv
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,11 +76,11 @@ def read_graphs(folder: str | Path, models: Collection[str]) -> dict[str, Worklo
 
 
 def measurements_of(
-    rows: Sequence[LatencyRow], models: Collection[str]
+    rows: Sequence[LatencyRow], models: Mapping[str, Workload]
 ) -> list[tuple[LatencyRow, Measurement]]:
     """The rows of known models and plain precisions, with the measurements that they are."""
     return [
-        (row, Measurement(row.model, PRECISIONS[row.precision], row.latency_s, row.device))
+        (row, Measurement(models[row.model], PRECISIONS[row.precision], row.latency_s, row.device))
         for row in rows
         if row.model in models and row.precision in PRECISIONS
     ]

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from jqnt.encodings import Encodings
+from jqnt.npu.assignment import assignment_of
 from jqnt.npu.cost import Costs, group_costs
 from jqnt.npu.devices import Device
 from jqnt.npu.pairs import Pair
-from jqnt.npu.tables import assignment_of
 from jqnt.npu.workload import Workload
 
 __all__ = ["Bottleneck", "LayerCost", "layer_costs"]
@@ -28,7 +28,8 @@ class LayerCost:
     `compute_s` is the longer of `matrix_s` (products) and `vector_s` (all else), `memory_s` what
     prefetching leaves of the DRAM time, of which it hides `hidden_s`. `intensity` is
     multiply-accumulates per byte moved; beyond `ridge` the rate bounds it, not the bandwidth.
-    `utilization` is the share of the peak rate of `pair` that the group reaches.
+    `utilization` is the share of the peak rate of `pair` that the group reaches, `vtcm_use` that
+    of the on-chip memory which it fills. `energy_j` is None where the profile has no energies.
     """
 
     name: str
@@ -48,9 +49,10 @@ class LayerCost:
     vector_s: float
     hidden_s: float
     overhead_s: float
-    energy_j: float
+    energy_j: float | None
     ridge: float
     utilization: float
+    vtcm_use: float
 
     @property
     def intensity(self) -> float:
@@ -91,9 +93,10 @@ def layer_costs(
             vector_s=cost.vector_s,
             hidden_s=cost.hidden_s,
             overhead_s=cost.overhead_s,
-            energy_j=cost.energy_j,
+            energy_j=cost.energy_j if device.energy_j else None,
             ridge=rate / bandwidth,
             utilization=cost.macs / (rate * cost.latency_s) if cost.latency_s else 0.0,
+            vtcm_use=cost.vtcm_bytes / float(device.vtcm_bytes) if device.vtcm_bytes else 0.0,
         )
 
     return tuple(row(index) for index in range(len(workload.groups)))

@@ -105,7 +105,7 @@ def compare_profile(
     )
 
 
-def measurements_in(comparison: Comparison, workload: str) -> list[Measurement]:
+def measurements_in(comparison: Comparison, workload: Workload) -> list[Measurement]:
     """The joined groups as measurements for `fit_device`."""
     return [
         Measurement(workload, group.pair, group.measured_s, group=group.name)

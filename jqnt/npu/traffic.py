@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from jqnt.npu.devices import Device
 from jqnt.npu.elements import Elements
-from jqnt.npu.engines import mask
+from jqnt.npu.engines import like, mask
 from jqnt.npu.pairs import Pair
 from jqnt.npu.smooth import Calculus
 from jqnt.npu.workload import Workload
@@ -43,12 +43,12 @@ def tiled_bytes(
     the group's inputs A and results R, that which exceeds V comes from and goes to DRAM. Half of
     V holds the operand that stays, half what streams past it:
 
-        weights stay     W + A max(1, W / (V/2)) + R
-        inputs stay      W max(1, (A + R) / (V/2)) + A + halo + R
+        weights stay     W + A ceil(W / (V/2)) + R
+        inputs stay      W ceil((A + R) / (V/2)) + A + halo + R
         results stay     square tiles of half the memory: both operands come sqrt-often
 
-    The number of passes is a real number, as in DOSA (Hong et al. 2023). Nothing is fetched
-    twice while it fits, so that without a shortage this is the weights alone.
+    as in DOSA (Hong et al. 2023), but with whole passes. Nothing is fetched twice while it fits,
+    so that without a shortage this is the weights alone.
     """
     size = pair.activation_bits / 8
     weights = moved_weight_bytes(workload, device, pair)
@@ -56,15 +56,17 @@ def tiled_bytes(
     if not elements.residency:
         spilled = own
     elif elements.tiling:
-        need = workload.live_elements * size
-        spilled = jnp.clip(need - device.vtcm_bytes, 0.0, own)
+        need, room = workload.live_elements * size, device.vtcm_bytes
+        beside = jnp.maximum(need - own, 0.0)  # what is alive though the group does not touch it
+        spilled = calculus.largest(need, room) - calculus.largest(beside, room)
     else:
         spilled = 0.0 * own
     if not elements.tiling:
         return weights, spilled
-    half = device.vtcm_bytes / 2
-    passes = jnp.maximum(weights / half, 1.0)
-    strips = jnp.maximum(own / half, 1.0)
+    half = jnp.maximum(device.vtcm_bytes / 2, 1.0)
+    granule = like(weights, half)
+    passes = jnp.maximum(calculus.round_up(weights, granule) / half, 1.0)
+    strips = jnp.maximum(calculus.round_up(own, granule) / half, 1.0)
     share = spilled / jnp.maximum(own, 1.0)
     read = workload.in_elements * size * share
     d = workload.dims

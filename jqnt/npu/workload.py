@@ -12,6 +12,7 @@ from jqnt.graph.ir import Graph
 from jqnt.graph.shapes import infer_shapes
 from jqnt.npu.fusion import Group, constants_of, group_nodes
 from jqnt.npu.geometry import channel_axes
+from jqnt.npu.liveness import live_elements
 from jqnt.npu.work import PRODUCT_KINDS, VECTOR_WORK, Tensors
 from jqnt.types import Leaf
 
@@ -133,13 +134,17 @@ def workload(graph: Graph, params: Mapping[str, Any], batch: int = 1) -> Workloa
     weights = [_weight(group, tensors) for group in groups]
     constants = [sum(_constant_elements(group, tensors)) for group in groups]
     weight_elements = [prod(shapes[w]) if w else 0 for w in weights]
+    outputs = tuple(group.output for group in groups)
+    out_elements = _array([prod(shapes[name]) for name in outputs])
     return Workload(
         dims=_dims(groups),
         passes=_array([[g.work.passes.get(k, 0.0) for k in VECTOR_WORK] for g in groups]),
         in_elements=_array([sum(prod(shapes[n]) for n in g.inputs) for g in groups]),
-        out_elements=_array([prod(shapes[g.output]) for g in groups]),
+        out_elements=out_elements,
         weight_elements=_array(weight_elements),
-        live_elements=_array(_live(groups, shapes, graph)),
+        live_elements=np.asarray(
+            live_elements(edges, names, _array(sizes), outputs, out_elements), np.float32
+        ),
         layout_elements=_array([_channels_first(g, graph, tensors, alias) for g in groups]),
         serial=_array([_serial(g, tensors) for g in groups]),
         starts=_array([index == 0 for index in range(len(groups))]),
@@ -157,7 +162,7 @@ def workload(graph: Graph, params: Mapping[str, Any], batch: int = 1) -> Workloa
         tails=tuple(tuple((tail.op, tail.work) for tail in group.tails) for group in groups),
         weights=tuple(weights),
         inputs=tuple(group.inputs for group in groups),
-        outputs=tuple(group.output for group in groups),
+        outputs=outputs,
         edges=tuple(edges),
         edge_tensors=tuple(names),
     )
@@ -197,24 +202,6 @@ def _serial(group: Group, tensors: Tensors) -> bool:
     _, height, width, _ = tensors.image(group.output)
     gathers = group.work.kind in PRODUCT_KINDS or "reduce" in group.work.passes
     return height * width == 1 and gathers
-
-
-def _live(
-    groups: tuple[Group, ...], shapes: Mapping[str, tuple[int, ...]], graph: Graph
-) -> list[int]:
-    """Elements of the tensors that exist while each group runs, its own included."""
-    made = {group.output: index for index, group in enumerate(groups)}
-    last = dict(made)
-    for index, group in enumerate(groups):
-        for name in group.inputs:
-            last[name] = index
-    last.update({name: len(groups) for name in graph.outputs if name in last})
-    change = [0] * (len(groups) + 2)
-    for name, end in last.items():
-        change[made.get(name, 0)] += prod(shapes[name])
-        change[end + 1] -= prod(shapes[name])
-    alive = np.cumsum(change)
-    return [int(alive[index]) for index in range(len(groups))]
 
 
 def _channels_first(group: Group, graph: Graph, tensors: Tensors, alias: Mapping[str, str]) -> int:

@@ -2,13 +2,20 @@
 
 from jqnt.report.document import Provenance, Report, report
 from jqnt.report.progress import progress_bar
-from jqnt.report.terminal import layer_table, metric_figure, staircase_table, table_of
+from jqnt.report.terminal import (
+    layer_table,
+    metric_figure,
+    profile_table,
+    staircase_table,
+    table_of,
+)
 
 __all__ = [
     "Provenance",
     "Report",
     "layer_table",
     "metric_figure",
+    "profile_table",
     "progress_bar",
     "report",
     "staircase_table",

@@ -6,7 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["figure", "layer_table", "metric_figure", "staircase_table", "table_of"]
+__all__ = [
+    "figure", "layer_table", "metric_figure", "profile_table", "staircase_table", "table_of",
+]  # fmt: skip
 
 
 def table_of(
@@ -91,6 +93,35 @@ def layer_table(layers: Sequence[Mapping[str, Any]], title: str = "Layers") -> T
     }
     if any("sqnr_db" in layer for layer in layers):
         columns |= {"sqnr_db": "SQNR dB", "cosine": "cosine"}
+    return table_of(title, columns, rows)
+
+
+def profile_table(layers: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Layers as given: time, what bounds them, their place on the roofline, use of the device."""
+    rows = [
+        {
+            **layer,
+            "latency": 1e6 * layer["latency_s"],
+            "percent": 100 * layer["share"],
+            "used": 100 * layer["utilization"],
+            "held": 100 * layer["vtcm_use"],
+            "intensity": layer["intensity"] if layer["macs"] else None,
+            "ridge": layer["ridge"] if layer["macs"] else None,
+        }
+        for layer in layers
+    ]
+    columns = {
+        "name": "layer",
+        "op": "operator",
+        "pair": "formats",
+        "latency": "us",
+        "percent": "%",
+        "bottleneck": "bound by",
+        "intensity": "MAC/byte",
+        "ridge": "ridge",
+        "used": "used %",
+        "held": "on-chip %",
+    }
     return table_of(title, columns, rows)
 
 
