@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Bit allocation: published optima, enumerated networks, and the time that it takes.
+"""Bit allocation: published optima, enumerated and real networks, time, and AIMET-ONNX's AMP.
 
 bench_allocation.py [--only ROW] [--json] [--data DIR]
 
-ROW is one of hawq, enumeration, time. Everything is measured in this run; a row without a bar only
-informs.
+ROW is one of hawq, enumeration, mobilenet, minilm, time, amp. The two fronts of real networks
+take some ten minutes each on two cores; amp wants `.venv-peers`. Everything is measured in this
+run; a row without a bar only informs.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from allocation_amp import amp_rows
+from allocation_front import CASES
 from material import DATA, cifar10, digits, imagenet, model_path
 
 from jqnt import npu
@@ -74,10 +77,10 @@ def at_most(name: str, figure: float, unit: str, bar: float | None, detail: str 
 
 
 def show(r: Row) -> None:
-    bar = "" if r["bar"] is None else f"<= {r['bar']:g}"
+    bar = "" if r["bar"] is None else r["bar"] if isinstance(r["bar"], str) else f"<= {r['bar']:g}"
     mark = {True: "holds", False: "FAILS", None: ""}[r["holds"]]
     print(
-        f"{r['name']:52} {r['figure']:>12.5g} {r['unit']:8} {bar:12} {mark:6} {r['detail']}",
+        f"{r['name']:66} {r['figure']:>12.5g} {r['unit']:8} {bar:12} {mark:6} {r['detail']}",
         flush=True,
     )
 
@@ -257,7 +260,9 @@ def _median(call: Callable[[], Any], repeats: int = 5) -> float:
 TABLES: dict[str, Callable[[Path], Iterator[Row]]] = {
     "hawq": hawq,
     "enumeration": enumeration,
+    **CASES,
     "time": times,
+    "amp": amp_rows,
 }
 
 if __name__ == "__main__":

@@ -114,13 +114,33 @@ def test_search_keeps_the_budget(jqnt, files, tmp_path):
     bounds = profile["fastest_legal_s"], profile["slowest_legal_s"]
     budget_ms = 1e3 * sum(bounds) / 2
     args = ["search", model, "--calib", calib, "--eval", calib, "--device", "embedded-demo"]
-    args += ["--max-latency-ms", budget_ms, "--steps", 25]
-    found = jqnt(*args, "--out", tmp_path / "o", "--json")
+    args += ["--max-latency-ms", budget_ms, "--max-size-mb", 1, "--steps", 5, "--adaround"]
+    args += ["--multiplier", "pid", "--pareto", "--points", 3]
+    out = tmp_path / "o"
+    found = jqnt(*args, "--out", out, "--json")
     assert found["latency_s"] <= budget_ms / 1e3
-    priced = jqnt("profile", tmp_path / "o", "--device", "embedded-demo", "--json")
+    priced = jqnt("profile", out, "--device", "embedded-demo", "--json")
     groups = priced["latency_s"] - priced["conversions_s"]
     assert groups == pytest.approx(found["latency_s"], rel=1e-6)
+    assert priced["size_bytes"] == pytest.approx(found["cost"]["size_bytes"])
     assert found["metric"]["float"] == 100.0
+    points = json.loads((out / "front.json").read_text())
+    assert len(points) == 4 and found["budget"] in [p["budget"] for p in points]
+    assert all(p["cost"]["latency_s"] <= p["budget"]["latency_s"] * 1.000001 for p in points)
+    assert len((out / "front.csv").read_text().splitlines()) == 5
+    assert (out / "front.svg").read_text().lstrip().startswith("<?xml")
+    assert json.loads((out / "certificate.json").read_text())["kinds"] == list(found["budget"])
+    # the plan is a rules file: quantize places the same formats, recover takes them as its own
+    again = tmp_path / "q"
+    jqnt("quantize", model, "--calib", calib, "--rules", out / "plan.toml", "--out", again)
+    wanted, got = (Encodings.load(o / "frozen" / "encodings.json") for o in (out, again))
+    assert {n: e.format for n, e in got.items()} == {n: e.format for n, e in wanted.items()}
+    args = ["recover", model, "--calib", calib, "--eval", calib, "--device", "embedded-demo"]
+    args += ["--max-drop", 0, "--max-latency-ms", budget_ms, "--all", "--out", tmp_path / "r"]
+    steps = jqnt(*args, "--rules", out / "plan.toml", "--json")["steps"]
+    mixed = next(step for step in steps if step["name"] == "mixed precision")
+    assert mixed["latency_s"] == pytest.approx(found["latency_s"], rel=1e-6)
+    assert jqnt("export", out, "--to", "qdq", "--out", tmp_path / "x", "--json")["files"]
 
 
 def test_recover_stops_when_it_is_good_enough(jqnt, files, tmp_path):

@@ -12,6 +12,8 @@ from jqnt.errors import BudgetError, ConfigError, UnsupportedError
 from jqnt.freeze import freeze
 from jqnt.learn.decide import decide_plan, decide_theta
 from jqnt.learn.prices import menu_of, prices
+from jqnt.learn.space import expected_cost
+from jqnt.npu.conversions import conversion_latency
 from jqnt.plan import Choice, bind
 
 
@@ -89,3 +91,30 @@ def test_menu_of_a_device():
         ("int4", "int16"),
         ("float16", "float16"),
     ]
+
+
+def test_conversions_couple_the_choices_on_both_sides():
+    c = case("snapdragon-8-gen-3")
+    profile = npu.device("snapdragon-8-gen-3")
+    workload = npu.workload(c.graph, c.params)
+    priced = prices(c.plan, workload, profile, converting=True)
+    assert priced.couplings and c.prices.couplings == ()
+    rng = np.random.default_rng(0)
+    plans = np.array(
+        [[rng.integers(len(x.options)) for x in c.plan.choices.values()] for _ in range(6)]
+    )
+    costs = priced.costs(plans)[0]
+    for assignment, cost in zip(plans, costs, strict=True):
+        names = dict(zip(c.plan.choices, assignment.tolist(), strict=True))
+        plan = decide_plan(c.plan, names)
+        _, encodings = freeze(c.graph, c.params, bind(decide_theta(c.theta, c.plan, names), plan))
+        wanted = float(npu.latency(workload, encodings, profile))
+        wanted += float(conversion_latency(workload, encodings, profile))
+        assert cost == pytest.approx(wanted, rel=1e-5)
+    low, high = priced.range()
+    assert (low[0] <= costs).all() and (costs <= high[0]).all()
+    theta = {n: c.theta[n].replace(logit=50.0 * np.eye(len(x.options), dtype=np.float32)[k])
+             for (n, x), k in zip(c.plan.choices.items(), plans[0], strict=True)}  # fmt: skip
+    table = np.where(np.isfinite(priced.table), priced.table, 0)
+    expected = expected_cost(theta, c.plan, table, 1.0, priced.couplings)
+    assert float(expected[0]) == pytest.approx(costs[0] - priced.constant[0], rel=1e-5)

@@ -12,8 +12,9 @@ from jqnt.errors import ConfigError
 from jqnt.learn import polish
 from jqnt.learn.allocate import allocate, tie
 from jqnt.learn.certificate import spearman
+from jqnt.learn.controller import augmented, raise_multiplier
 from jqnt.learn.pareto import budgets_between, front, relaxed_front
-from jqnt.learn.relax import augmented, raise_multiplier, relax
+from jqnt.learn.relax import relax
 
 KEY = jax.random.key(0)
 

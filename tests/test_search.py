@@ -14,6 +14,8 @@ from jqnt.freeze import freeze
 from jqnt.graph.lower import lower
 from jqnt.learn import fit as fitting
 from jqnt.learn.certificate import dual_bound
+from jqnt.learn.controller import LAGRANGIAN, pid
+from jqnt.learn.prices import prices
 from jqnt.learn.search import search
 from jqnt.learn.space import choice_logits, space
 from jqnt.learn.sweep import sweep
@@ -120,12 +122,15 @@ def test_a_sweep_is_a_front(enumerated):
         sweep(own, [*budgets, [low * 0.5]], key=KEY)
 
 
-@pytest.mark.parametrize("relaxation", ["gumbel", "bits"])
-def test_other_relaxations_end_at_the_same_plans(enumerated, relaxation):
+@pytest.mark.parametrize(
+    "relaxation, controller",
+    [("gumbel", LAGRANGIAN), ("bits", pid()), ("hgq", LAGRANGIAN), ("dq", LAGRANGIAN)],
+)
+def test_other_relaxations_end_at_the_same_plans(enumerated, relaxation, controller):
     c, _, _, costs, losses = enumerated
     own = space(
         c.graph, c.params, c.plan, c.theta, c.prices, c.batches, batch_size=16,
-        relaxation=relaxation,
+        relaxation=relaxation, controller=controller,
     )  # fmt: skip
     low, high = (float(x[0]) for x in c.prices.range())
     budget = low + 0.4 * (high - low)
@@ -146,6 +151,24 @@ def test_two_budgets_at_once():
     assert list(found.cost) == ["latency_s", "size_bytes"]
     looser = search(own, high, steps=0, key=KEY)
     assert looser.loss <= found.loss and set(looser.assignment.values()) == {0}
+
+
+def test_conversions_count():
+    menu = (("int8", "int8"), ("int8", "int16"))
+    c = case("snapdragon-8-gen-3", menu=menu)
+    work, profile = npu.workload(c.graph, c.params), npu.device("snapdragon-8-gen-3")
+    priced = prices(c.plan, work, profile, converting=True)
+    own = space(c.graph, c.params, c.plan, c.theta, priced, c.batches, batch_size=16)
+    counts = [range(len(choice.options)) for choice in c.plan.choices.values()]
+    plans = np.array(list(itertools.product(*counts)))
+    rows = np.stack([own.trial.branches(a) for a in plans])
+    losses = own.trial.losses(c.params, c.theta, rows, rows[0], own.batches)
+    costs = priced.costs(plans)[0]
+    budget = float(np.quantile(costs, 0.3))
+    found = search(own, [budget], steps=5, key=KEY)
+    assert found.cost["latency_s"] <= budget * (1 + 1e-9)
+    assert found.loss <= 1.01 * losses[costs <= budget].min()
+    assert found.certificate.dual_bound <= found.certificate.loss * (1 + 1e-9)
 
 
 def test_scales_may_train_in_the_same_run(enumerated):

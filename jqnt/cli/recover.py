@@ -7,7 +7,7 @@ import jax
 import typer
 
 from jqnt.cli.console import emit
-from jqnt.cli.loading import evaluator_of, metric_of, sha256_of
+from jqnt.cli.loading import evaluator_of, metric_of, rules_of, sha256_of
 from jqnt.cli.options import (
     AsJson,
     BatchSize,
@@ -44,6 +44,14 @@ def recover(
     max_latency_ms: MaxLatency = None,
     metric: MetricName = "top1",
     target: Target = "onnxruntime",
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="the formats of the mixed-precision step, such as the plan.toml of jqnt search; "
+            "searched by default",
+            show_default=False,
+        ),
+    ] = None,
     run_all: Annotated[
         bool, typer.Option("--all", help="run every step, whether or not an earlier one is enough")
     ] = False,
@@ -67,6 +75,7 @@ def recover(
         "max_drop": max_drop,
         "metric": metric,
         "target": target,
+        "rules": None if rules is None else str(rules),
         "all": run_all,
         "batch_size": batch_size,
     }
@@ -81,6 +90,7 @@ def recover(
             max_latency_s=None if max_latency_ms is None else max_latency_ms / 1e3,
             run_all=run_all,
             target=target,
+            rules=rules_of(rules, None, None, None),
             progress=show,
             key=jax.random.key(key),
         )

@@ -2,6 +2,7 @@
 
 from jqnt.integer.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from jqnt.integer.bounds import Bound, bounds
+from jqnt.integer.family import Family
 from jqnt.integer.lower import lower
 from jqnt.integer.narrow import Accumulator
 from jqnt.integer.through import through
@@ -11,6 +12,7 @@ __all__ = [
     "Accumulator",
     "Arithmetic",
     "Bound",
+    "Family",
     "arithmetic_named",
     "bounds",
     "lower",

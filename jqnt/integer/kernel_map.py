@@ -61,15 +61,13 @@ def _lookup_prepare(group: Group, site: Site) -> dict[str, Any]:
     grid = clamp(group, site)
     codes = np.clip(y.quantize(result), grid["low"], grid["high"])
     box = container(y.format)
-    return {"table": (codes - box.shift).astype(box.dtype)}
+    return {"table": (codes - box.shift).astype(box.dtype), "first": np.int32(low)}
 
 
 def _lookup_run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
     x = values[0]
     assert x is not None
-    grid = site.grids[group.head.inputs[0]]
-    assert isinstance(grid.format, Integer)
-    index = true_codes(x.array, grid) - grid.format.limits[0]
+    index = true_codes(x.array, site.grids[group.head.inputs[0]]) - table["first"]
     return x._replace(array=jnp.take(jnp.asarray(table["table"]), index, mode="clip"))
 
 

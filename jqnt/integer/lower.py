@@ -29,7 +29,7 @@ from jqnt.integer.requantize import quantize_float
 from jqnt.integer.rule import Out, container, settled, store, true_codes
 from jqnt.thaw import quantizer_of
 
-__all__ = ["Program", "execute", "lower", "program_of", "tables_of"]
+__all__ = ["Program", "compiled", "execute", "lower", "program_of", "runner", "tables_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +63,17 @@ def lower(
     kernel of the arithmetic; with `unmatched="float"` these run in float32 between their codes.
     """
     program = program_of(graph, params, encodings, arithmetic, unmatched, accumulator)
-    tables = tables_of(program)
-    jitted = jax.jit(partial(execute, program), static_argnames=("want", "integers"))
-    known = _known(program)
+    return runner(program, tables_of(program), compiled(program))
+
+
+def compiled(program: Program):
+    """`execute` of the program under jit."""
+    return jax.jit(partial(execute, program), static_argnames=("want", "integers"))
+
+
+def runner(program: Program, tables: list[Any], jitted: Any):
+    """The checked `run` of a compiled program on these tables."""
+    graph, known = program.site.operands.graph, _known(program)
 
     def run(
         inputs: Mapping[str, Any],

@@ -5,9 +5,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from jqnt.errors import BudgetError, ConfigError
+from jqnt.formats import Format, Integer, format_named
 from jqnt.learn.hull import check_budget, check_tables, with_tolerance
+from jqnt.plan import Plan
 
-__all__ = ["greedy", "ranked", "uniform", "worst_share"]
+__all__ = ["aligned", "greedy", "ranked", "uniform", "worst_share"]
+
+
+def aligned(plan: Plan, menu: Sequence[tuple[Format | str, Format | str]]) -> np.ndarray:
+    """Which option of each choice is each (weight, activation) pair of `menu`: int [choices,
+    pairs], -1 where a choice has none. A choice without weights, or without activations, goes by
+    what it has. Tables indexed with it have columns that mean the same in every row."""
+    found = np.full((len(plan.choices), len(menu)), -1)
+    for row, choice in enumerate(plan.choices.values()):
+        for column, pair in enumerate(menu):
+            wanted = dict(zip(("weight", "activation"), map(_kind, pair), strict=True))
+            for k, option in enumerate(choice.options):
+                if all(_kind(spec.format) == wanted.get(spec.role) for spec in option):
+                    found[row, column] = k
+                    break
+    return found
+
+
+def _kind(fmt: Format | str) -> tuple[str, int]:
+    """Width and family of a format; signs and symmetry are the plan's."""
+    fmt = format_named(fmt) if isinstance(fmt, str) else fmt
+    return ("int" if isinstance(fmt, Integer) else fmt.name, fmt.bits)
 
 
 def uniform(loss: np.ndarray, cost: np.ndarray, budget: float) -> np.ndarray:

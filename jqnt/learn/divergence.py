@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jqnt.errors import DataError
 from jqnt.types import Apply, Params
 
-__all__ = ["Divergence", "cross_entropy", "kl", "output_mse", "with_targets"]
+__all__ = ["Divergence", "cosine_distance", "cross_entropy", "kl", "output_mse", "with_targets"]
 
 Divergence = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """`divergence(outputs, batch) -> scalar`, a mean over samples; `batch` holds the inputs, the
@@ -24,6 +24,17 @@ def output_mse(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Float[Ar
         target = _target(batch, name)
         power = jnp.maximum(jnp.mean(target**2), jnp.finfo(jnp.float32).tiny)
         total = total + jnp.mean((y - target) ** 2) / power
+    return total / len(outputs)
+
+
+def cosine_distance(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Float[Array, ""]:
+    """Mean over outputs and samples of 1 - <y, target> / (|y| |target|)."""
+    total = jnp.zeros(())
+    for name, y in outputs.items():
+        a, b = (jnp.reshape(v, (len(v), -1)) for v in (y, _target(batch, name)))
+        norms = jnp.linalg.norm(a, axis=1) * jnp.linalg.norm(b, axis=1)
+        inner = jnp.sum(a * b, axis=1) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+        total = total + jnp.mean(1 - inner)
     return total / len(outputs)
 
 

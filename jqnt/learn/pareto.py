@@ -11,9 +11,10 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray
 from jqnt.errors import ConfigError
 from jqnt.learn.allocate import Allocation, allocate
 from jqnt.learn.hull import check_tables
+from jqnt.learn.milp import allocate_milp
 from jqnt.learn.relax import Relaxed, relax
 
-__all__ = ["budgets_between", "front", "relaxed_front"]
+__all__ = ["budgets_between", "front", "joint_budgets", "relaxed_front"]
 
 
 def budgets_between(loss: np.ndarray, cost: np.ndarray, count: int) -> np.ndarray:
@@ -28,6 +29,26 @@ def budgets_between(loss: np.ndarray, cost: np.ndarray, count: int) -> np.ndarra
     best = np.where(legal, loss, np.inf)
     most = np.where(best == best.min(1, keepdims=True), cost, np.inf).min(1).sum()
     return np.linspace(least, most, count)
+
+
+def joint_budgets(
+    loss: np.ndarray, cost: np.ndarray, room: Sequence[float] | np.ndarray, count: int
+) -> np.ndarray:
+    """`count` budgets of the first constraint, evenly spaced from the least that any allocation
+    within the others' needs to what the best one there costs.
+
+    `cost` is [constraints, groups, options], `room` [constraints]; its first entry does not
+    count. Raises ConfigError for fewer than two, BudgetError where the others cannot be met.
+    """
+    if len(cost) == 1:
+        return budgets_between(loss, cost[0], count)
+    if count < 2:
+        raise ConfigError(f"a front needs at least 2 budgets, not {count}")
+    others = np.asarray(room, np.float64)[1:]
+    least = allocate_milp(cost[0], cost[1:], others).loss
+    best = allocate_milp(loss, cost[1:], others).choice
+    most = cost[0][np.arange(len(loss)), best].sum()
+    return np.linspace(least, max(most, least), count)
 
 
 def front(

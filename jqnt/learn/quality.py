@@ -10,7 +10,7 @@ import numpy as np
 
 from jqnt.errors import DataError
 
-__all__ = ["Quality", "tensor_quality"]
+__all__ = ["Quality", "quality_of", "signal_sums", "tensor_quality"]
 
 Run = Callable[[dict[str, Any]], Mapping[str, Any]]
 """`run(inputs) -> {tensor name -> array}`."""
@@ -45,22 +45,24 @@ def tensor_quality(
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None:
         raise DataError("no batches to compare the networks on; at least one is needed")
-    return {name: _quality(*map(float, total[name])) for name in tensors}
+    return {name: quality_of(*map(float, total[name])) for name in tensors}
 
 
 @jax.jit
 def _sums(reference: dict[str, Any], value: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Per tensor: sum r^2, sum v^2, sum r v, sum (r - v)^2."""
-
-    def sums(r: Any, v: Any) -> tuple[Any, ...]:
-        r, v = jnp.ravel(r).astype(jnp.float32), jnp.ravel(v).astype(jnp.float32)
-        d = r - v
-        return tuple(jnp.sum(a * b) for a, b in ((r, r), (v, v), (r, v), (d, d)))
-
-    return {name: sums(reference[name], value[name]) for name in reference}
+    return {name: signal_sums(reference[name], value[name]) for name in reference}
 
 
-def _quality(rr: float, vv: float, rv: float, noise: float) -> Quality:
+def signal_sums(r: Any, v: Any) -> tuple[Any, ...]:
+    """sum r^2, sum v^2, sum r v, sum (r - v)^2 over all elements, float32."""
+    r, v = jnp.ravel(r).astype(jnp.float32), jnp.ravel(v).astype(jnp.float32)
+    d = r - v
+    return tuple(jnp.sum(a * b) for a, b in ((r, r), (v, v), (r, v), (d, d)))
+
+
+def quality_of(rr: float, vv: float, rv: float, noise: float) -> Quality:
+    """From sum r^2, sum v^2, sum r v and sum (r - v)^2."""
     if noise == 0:
         return Quality(float("inf"), 1.0)
     sqnr = 10 * np.log10(rr / noise) if rr > 0 else -np.inf

@@ -31,6 +31,7 @@ from jqnt.observers import MINMAX, Observer, exact_mse, sqnr
 from jqnt.placement import plan
 from jqnt.plan import Plan, Theta, bind
 from jqnt.quantizers import Cast, SoftRound
+from jqnt.rules import Rule
 from jqnt.thaw import thaw
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.equalize import equalize
@@ -61,6 +62,7 @@ def recover(
     max_latency_s: float | None = None,
     run_all: bool = False,
     target: str = "onnxruntime",
+    rules: Sequence[Rule] = (),
     progress: Progress | None = None,
     key: PRNGKeyArray,
 ) -> Recovery:
@@ -71,8 +73,9 @@ def recover(
     `run_all`). `evaluate(run)` gives the metric of a network, more is better; it is asked for
     the float simulation and for the integer emulation of every step. `calibration` is all that
     is learned from. Mixed precision is searched within the budget, or, without one, within the
-    latency of W8A8. Equalization and AdaRound are kept by later steps only where they bring the
-    outputs on the calibration data nearer to the float network's; each step reports itself.
+    latency of W8A8; `rules`, such as a plan found before, take the search's place. Equalization
+    and AdaRound are kept by later steps only where they bring the outputs on the calibration data
+    nearer to the float network's; each step reports itself.
 
     Raises BudgetError, with the minimum, for a budget that no legal plan meets, and DataError
     for data that are absent, empty, not finite or do not fit.
@@ -82,7 +85,7 @@ def recover(
     if not max_drop >= 0:
         raise ConfigError(f"the drop allowed is at least 0 points, not {max_drop}")
     kept = [dict(batch) for batch in checked_batches(calibration)]
-    bench = _Bench(kept, evaluate, device, target, progress or _silent, key)
+    bench = _Bench(kept, evaluate, device, target, tuple(rules), progress or _silent, key)
     original = _Network(graph, params)
     folded = _Network(*fold_bn(*cleanup(graph, params)))
     if max_latency_s is not None:
@@ -130,6 +133,7 @@ class _Bench:
     evaluate: Callable[[Run], float]
     device: npu.Device
     target: str
+    rules: tuple[Rule, ...]
     progress: Progress
     key: PRNGKeyArray
 
@@ -226,6 +230,11 @@ def _mixed(
 ) -> tuple[_Draft, str]:
     """Formats searched within the latency budget, then the rounding learned under that plan."""
     network, keys = draft.network, jax.random.split(key)
+    if bench.rules:
+        given = plan(network.graph, bench.rules, target=bench.target)
+        ranges = _calibrated(bench, network, given, exact_mse())
+        decided = replace(draft, plan=given, theta=ranges.theta)
+        return _rounded(bench, clock, decided, keys[1]), "formats as the rules say"
     menu = [pair for pair in menu_of(bench.device) if "float32" not in pair]
     choices = with_choices(draft.plan, network.graph, menu, target=bench.target)
     # Few levels need clipped weight ranges; eight bits do well with all of the range.

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-__all__ = ["Relaxed", "augmented", "raise_multiplier", "relax"]
+from jqnt.learn.controller import LAGRANGIAN, Controller
+
+__all__ = ["Relaxed", "relax"]
 
 
 class Relaxed(NamedTuple):
@@ -25,22 +27,6 @@ class Relaxed(NamedTuple):
     cost: Any
 
 
-def augmented(excess: Float[Array, "..."], multiplier: Float[Array, "..."], penalty: float):
-    """(max(0, lambda + rho g)^2 - lambda^2) / (2 rho), the price of g = cost / budget - 1 <= 0.
-
-    Hestenes 1969, Powell 1969, for inequalities Rockafellar 1973; summed over constraints.
-    """
-    pushed = jnp.maximum(0, multiplier + penalty * excess)
-    return ((pushed**2 - multiplier**2) / (2 * penalty)).sum()
-
-
-def raise_multiplier(
-    excess: Float[Array, "..."], multiplier: Float[Array, "..."], rate: float
-) -> Float[Array, "..."]:
-    """lambda <- max(0, lambda + rate * g)."""
-    return jnp.maximum(0, multiplier + rate * jax.lax.stop_gradient(excess))
-
-
 def relax(
     loss: Float[ArrayLike, "groups options"],
     cost: Float[ArrayLike, "groups options"],
@@ -48,15 +34,15 @@ def relax(
     *,
     steps: int = 600,
     learning_rate: float = 0.05,
-    penalty: float = 20.0,
+    controller: Controller = LAGRANGIAN,
     samples: int = 16,
     key: PRNGKeyArray,
 ) -> Relaxed:
     """min E_p[loss] subject to E_p[cost] <= budget, p = softmax(logit / temperature) per group.
 
     Adam on the logits, the temperature falls geometrically from 1 to 0.05. The constraint is
-    g = (E_p[cost] - budget) / (dearest - cheapest) <= 0 under an augmented Lagrangian; the loss
-    is in units of (worst - best). At every step the argmax and `samples` - 1 Gumbel draws from p
+    g = (E_p[cost] - budget) / (dearest - cheapest) <= 0, priced by `controller`; the loss is in
+    units of (worst - best). At every step the argmax and `samples` - 1 Gumbel draws from p
     are tried. Illegal options are +inf. Tables and budget are traced: one program serves every
     budget, and `vmap` a whole front (with the same draws if the key is not mapped).
     """
@@ -71,18 +57,19 @@ def relax(
         temperature = 0.05 ** (step / steps)
         return jax.nn.softmax(jnp.where(legal, logit / temperature, -jnp.inf), axis=1)
 
-    def lagrangian(logit, multiplier, step):
+    def lagrangian(logit, priced, step):
         p = probability(logit, step)
         excess = ((p * cost).sum() - budget) / range_
-        return (p * loss).sum() / unit + augmented(excess, multiplier, penalty), excess
+        price = controller.price(excess[None], priced)
+        return (p * loss).sum() / unit + price, excess
 
     def descend(carry, inputs):
         step, key = inputs
-        logit, state, multiplier, best, best_loss = carry
-        grad, excess = jax.grad(lagrangian, has_aux=True)(logit, multiplier, step)
+        logit, state, priced, best, best_loss = carry
+        grad, excess = jax.grad(lagrangian, has_aux=True)(logit, priced, step)
         updates, state = optimizer.update(grad, state)
         logit = logit + updates
-        multiplier = raise_multiplier(excess, multiplier, 0.1 * penalty)
+        priced = controller.update(excess[None], priced)
         noise = jax.random.gumbel(key, (samples, *logit.shape)).at[0].set(0)
         drawn = jnp.log(probability(logit, step))[None] + noise
         vertex = drawn.argmax(2)
@@ -90,15 +77,15 @@ def relax(
         own = jnp.where(cost[rows[None], vertex].sum(1) <= budget, own, jnp.inf)
         at = own.argmin()
         best = jnp.where(own[at] < best_loss, vertex[at], best)
-        return (logit, state, multiplier, best, jnp.minimum(own[at], best_loss)), None
+        return (logit, state, priced, best, jnp.minimum(own[at], best_loss)), None
 
     logit = jnp.zeros_like(loss)
     first = jnp.where(legal, cost, jnp.inf).argmin(1)
-    start = (logit, optimizer.init(logit), jnp.zeros(()), first, loss[rows, first].sum())
-    (logit, _, multiplier, choice, total), _ = jax.lax.scan(
+    start = (logit, optimizer.init(logit), controller.init(1), first, loss[rows, first].sum())
+    (logit, _, priced, choice, total), _ = jax.lax.scan(
         descend, start, (jnp.arange(steps), jax.random.split(key, steps))
     )
-    return Relaxed(logit, multiplier, choice, total, cost[rows, choice].sum())
+    return Relaxed(logit, priced["multiplier"][0], choice, total, cost[rows, choice].sum())
 
 
 def _spread(table, legal):

@@ -17,9 +17,11 @@ from jqnt.learn.fit import fit
 from jqnt.learn.ledger import Ledger, Report
 from jqnt.learn.milp import allocate_milp
 from jqnt.learn.polish import neighbours
-from jqnt.learn.relaxation import with_bits
+from jqnt.learn.prices import Prices
+from jqnt.learn.relaxation import widths_of, with_bits
 from jqnt.learn.source import Draw
-from jqnt.learn.space import Space, choice_logits, project
+from jqnt.learn.space import Space, choice_logits
+from jqnt.learn.together import hardened, rates
 from jqnt.learn.trainable import Trainable
 from jqnt.plan import Plan, Theta
 from jqnt.types import Params
@@ -67,8 +69,8 @@ def search(
 
     1. The choices' logits are trained by `fit` on divergence + augmented Lagrangian of the
        expected costs; the temperature of their softmax falls from 1 to 0.05. `trainable` may
-       add weights, scales or rounding logits of the same run; `start` is the `relaxed` of an
-       earlier result to start at.
+       add weights, scales or rounding logits of the same run (see `joint`); `start` is the
+       `relaxed` of an earlier result to start at.
     2. The most probable assignment within the budgets is run, and what exact allocation makes of
        the sensitivities: the best few, and the neighbours of the best by two changes.
     3. Around the best of them, what every single change does is measured; exact allocation on
@@ -111,28 +113,28 @@ def _relaxed(
     fitted = fit(
         space.loss,
         value,
-        _ADAM,
+        _ADAM if trainable is choice_logits else rates(steps),
         Draw(space.samples, space.batch_size),
         steps=steps,
         trainable=trainable,
-        project=project,
+        project=space.project,
         chunk=25,
         progress=lambda done, total, _: report("relaxed search", done, total),
         key=key,
     )
-    return fitted.theta
+    return {**fitted.theta, "theta": hardened(fitted.theta["theta"])}
 
 
 def _finish(book: Ledger, room: np.ndarray, value: dict[str, Any], report: Report) -> Found:
     """Exact allocation on tables at the learned weights, and the best by the true loss."""
-    space, table = book.space, book.space.prices.table
+    space, priced = book.space, book.space.prices
     unlikely = np.where(space.legal, -np.log(_probability(space, value)), np.inf)
-    first = _allocations(unlikely, table, room, 1)[0]
-    book.run([first, *_candidates(book.sensitivities(report), table, room)], report)
+    first = _allocations(unlikely, priced, room, 1)[0]
+    book.run([first, *_candidates(book.sensitivities(report), priced, room)], report)
     best, around = _best(book, room), np.empty(0)
     for _ in range(_ROUNDS):
         around = book.around(best, report)
-        book.run(_candidates(around, table, room), report)
+        book.run(_candidates(around, priced, room), report)
         before, best = best, _best(book, room)
         if (best == before).all():
             break
@@ -153,36 +155,48 @@ def _finish(book: Ledger, room: np.ndarray, value: dict[str, Any], report: Repor
 def _best(book: Ledger, room: np.ndarray) -> np.ndarray:
     """The best assignment within the budgets that is known."""
     tried = np.array(list(book.known))
-    rows = np.arange(tried.shape[1])
-    cost = book.space.prices.table[:, rows, tried].sum(2)
-    fits = (cost <= room[:, None] + 1e-12 * np.abs(room[:, None])).all(0)
+    fits = _fits(book.space.prices, room, tried)
     return tried[np.where(fits, list(book.known.values()), np.inf).argmin()]
+
+
+def _fits(priced: Prices, room: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Which of the assignments, int [plans, choices], are within the budgets: bool [plans]."""
+    spent = priced.costs(tried) - priced.constant[:, None]
+    return (spent <= room[:, None] + 1e-12 * np.abs(room[:, None])).all(0)
 
 
 def _certificate(
     book: Ledger, room: np.ndarray, table: np.ndarray, best: np.ndarray
 ) -> Certificate:
     tried, losses = np.array(list(book.known)), np.array(list(book.known.values()))
-    rows, cost = np.arange(len(best)), book.space.prices.table
-    optimum = _allocations(table, cost, room, 1)[0]
+    rows, priced = np.arange(len(best)), book.space.prices
+    optimum = _allocations(table, priced, room, 1)[0]
     own = table[rows, best].sum()
     exact = bool(own <= table[rows, optimum].sum() + 1e-12 * abs(own))
     additivity = spearman(table[rows, tried].sum(1), losses)
-    return replace(certify(table, cost, room, best, exact), additivity=additivity)
+    # couplings can only add to their least entries, so the bound without them holds
+    least = np.zeros(len(room))
+    for c in priced.couplings:
+        least[c.constraint] += c.cost.min()
+    proof = certify(table, priced.table, room - least, best, exact)
+    return replace(proof, additivity=additivity)
 
 
 def _allocations(
-    loss: np.ndarray, cost: np.ndarray, room: np.ndarray, count: int
+    loss: np.ndarray, priced: Prices, room: np.ndarray, count: int
 ) -> list[np.ndarray]:
-    """The best `count` by the tables, or with several budgets the best one."""
-    if len(cost) == 1:
-        return [a.choice for a in best_allocations(loss, cost[0], float(room[0]), count)]
-    return [allocate_milp(loss, cost, room).choice]
+    """The best `count` by the tables, or with several budgets or couplings the best one."""
+    if len(priced.table) == 1 and not priced.couplings:
+        found = best_allocations(loss, priced.table[0], float(room[0]), count)
+        return [allocation.choice for allocation in found]
+    return [allocate_milp(loss, priced.table, room, priced.couplings).choice]
 
 
-def _candidates(loss: np.ndarray, cost: np.ndarray, room: np.ndarray) -> list[np.ndarray]:
-    best = _allocations(loss, cost, room, _BEST)
-    return [*best, *neighbours(loss, cost, room, best[0], _NEAR)]
+def _candidates(loss: np.ndarray, priced: Prices, room: np.ndarray) -> list[np.ndarray]:
+    best = _allocations(loss, priced, room, _BEST)
+    near = neighbours(loss, priced.table, room, best[0], _NEAR)
+    fits = _fits(priced, room, np.array([*best, *near]))
+    return [choice for choice, ok in zip([*best, *near], fits, strict=True) if ok]
 
 
 def _relaxed_state(space: Space, value: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -195,7 +209,8 @@ def _probability(space: Space, value: dict[str, Any]) -> np.ndarray:
     """Of each option, at the end of training: float64 [choices, options], at least 1e-30."""
     theta, temperature = value["theta"], 0.05
     if value["bits"]:
-        theta, temperature = with_bits(theta, space.plan, value["bits"], space.legal), 1.0
+        widths = widths_of(space.relaxation, space.plan, value["bits"])
+        theta, temperature = with_bits(theta, space.plan, widths, space.legal), 1.0
     found = np.zeros(space.legal.shape)
     for row, name in enumerate(space.plan.choices):
         logit = np.asarray(theta[name].logit, np.float64) / temperature

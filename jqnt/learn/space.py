@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, GetAttrKey, KeyPath
 
+from jqnt.affine import rectified_sigmoid
 from jqnt.errors import ConfigError, DataError
 from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
+from jqnt.learn.controller import LAGRANGIAN, Controller
 from jqnt.learn.divergence import Divergence, output_mse, with_targets
+from jqnt.learn.milp import Coupling
 from jqnt.learn.prices import Prices
-from jqnt.learn.relax import augmented, raise_multiplier
-from jqnt.learn.relaxation import Relaxation, bit_grid, noisy, with_bits
+from jqnt.learn.relaxation import Relaxation, first_bits, relaxed
+from jqnt.learn.rounding import regularizer
 from jqnt.learn.trial import Trial, trial
-from jqnt.plan import Options, Plan, Theta, bind
+from jqnt.plan import Options, Plan, Theta
+from jqnt.quantizers import SoftRound
 from jqnt.types import Params
 
-__all__ = ["Space", "choice_logits", "expected_cost", "project", "space"]
-
-PENALTY, RATE = 20.0, 2.0
-"""rho of the augmented Lagrangian, and the multiplier's step per unit of relative excess."""
+__all__ = ["Space", "choice_logits", "expected_cost", "space"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Space:
     samples: Mapping[str, Any]
     batch_size: int
     relaxation: Relaxation = "softmax"
+    controller: Controller = LAGRANGIAN
 
     @property
     def batches(self) -> list[dict[str, Any]]:
@@ -57,29 +59,44 @@ class Space:
     def loss(self) -> Callable[..., Any]:
         """The Lagrangian that `fit` trains: divergence / unit + price of the expected excess.
 
-        The value is {"params", "theta", "bits", "multiplier", "budget", "table", "spread",
-        "unit", "steps"}: all of them leaves, so that one program serves every budget, price and
-        start. "bits" is empty unless the relaxation is of bits.
+        Soft rounding is pressed to up or down as in AdaRound. The value is {"params", "theta",
+        "bits", "control", "budget", "table", "spread", "unit", "steps"}: all of them leaves, so
+        that one program serves every budget, price and start. "bits" is empty unless the
+        relaxation is of bits, "control" is the controller's state.
         """
         apply = lower(self.graph)
         plan, divergence, relaxation = self.plan, self.trial.divergence, self.relaxation
-        legal = self.legal
+        legal, controller = self.legal, self.controller
+        couplings = self.prices.couplings
+        soft = any(isinstance(q, SoftRound) for q in _quantizers(self.theta))
 
         def loss(value, batch, *, step, key):
-            theta, temperature = value["theta"], 0.05 ** (step / value["steps"])
-            if relaxation == "bits":
-                theta, temperature = with_bits(theta, plan, value["bits"], legal), 1.0
-            drawn = noisy(theta, key) if relaxation == "gumbel" else theta
-            qparams = bind(drawn, plan, temperature)
+            theta, qparams, temperature = relaxed(
+                relaxation, value["theta"], plan, value["bits"], legal,
+                temperature=0.05 ** (step / value["steps"]), key=key,
+            )  # fmt: skip
             inputs = {name: batch[name] for name in self.graph.inputs}
             outputs = apply(value["params"], qparams, inputs)
             own = divergence(outputs, batch)
-            cost = expected_cost(theta, plan, value["table"], temperature)
+            cost = expected_cost(theta, plan, value["table"], temperature, couplings)
             excess = (cost - value["budget"]) / value["spread"]
-            total = own / value["unit"] + augmented(excess, value["multiplier"], PENALTY)
+            total = own / value["unit"] + controller.price(excess, value["control"])
+            if soft:
+                total = total + _openness(value["theta"], step / value["steps"])
             return total, {"divergence": own, "excess": excess, "worst": excess.max()}
 
         return loss
+
+    @cached_property
+    def project(self) -> Callable[..., dict[str, Any]]:
+        """After a step of `fit`: the multipliers follow the excess; no scale turns over."""
+        update = self.controller.update
+
+        def project(value: dict[str, Any], aux: dict[str, Any], *, step: Any) -> dict[str, Any]:
+            theta = jax.tree_util.tree_map_with_path(_positive, value["theta"])
+            return {**value, "theta": theta, "control": update(aux["excess"], value["control"])}
+
+        return project
 
     @property
     def legal(self) -> np.ndarray:
@@ -106,15 +123,14 @@ class Space:
             mask = legal[row, : len(group.logit)]
             theta[name] = group.replace(logit=jnp.where(mask, group.logit, -1e9))
         finite = np.where(legal, self.prices.table, 0)
-        bits = bit_grid(self.plan) if self.relaxation == "bits" else {}
         spread = self.prices.range()[1] - self.prices.range()[0]
         return jax.tree.map(
             lambda x: jnp.asarray(x, jnp.result_type(x)),
             {
                 "params": dict(self.params),
                 "theta": theta,
-                "bits": {name: grid.mean(0) for name, grid in bits.items()},
-                "multiplier": np.zeros(len(budget), np.float32),
+                "bits": first_bits(self.relaxation, self.plan),
+                "control": self.controller.init(len(budget)),
                 "budget": np.asarray(budget, np.float32),
                 "table": finite.astype(np.float32),
                 "spread": np.where(spread > 0, spread, 1).astype(np.float32),
@@ -135,9 +151,10 @@ def space(
     divergence: Divergence = output_mse,
     batch_size: int = 32,
     relaxation: Relaxation = "softmax",
+    controller: Controller = LAGRANGIAN,
 ) -> Space:
     """The search problem of a plan's choices on `batches` (inputs, and labels if `divergence`
-    wants them), which are cut anew into batches of `batch_size`.
+    wants them), which are cut anew into batches of `batch_size`. `controller` prices the budgets.
 
     Raises ConfigError where `theta`, `prices` and the plan do not have the same choices, and
     DataError without data.
@@ -156,16 +173,31 @@ def space(
     count = len(next(iter(samples.values())))
     own = trial(graph, params, plan, divergence)
     size = min(batch_size, count)
-    return Space(graph, params, plan, theta, prices, own, samples, size, relaxation)
+    return Space(
+        graph, params, plan, theta, prices, own, samples, size, relaxation, controller
+    )  # fmt: skip
 
 
-def expected_cost(theta: Theta, plan: Plan, table: Any, temperature: Any) -> jax.Array:
-    """sum over choices and options of probability * table, [kinds]."""
+def expected_cost(
+    theta: Theta,
+    plan: Plan,
+    table: Any,
+    temperature: Any,
+    couplings: Sequence[Coupling] = (),
+) -> jax.Array:
+    """sum over choices and options of probability * table, and p_first' C p_second for each
+    coupling: [kinds]."""
     total = jnp.zeros(table.shape[0])
+    chances = []
     for row, name in enumerate(plan.choices):
         logit = theta[name].logit
         p = jax.nn.softmax(logit / temperature)
+        chances.append(p)
         total = total + table[:, row, : len(p)] @ p
+    for c in couplings:
+        p, q = chances[c.first], chances[c.second]
+        own = p @ jnp.asarray(c.cost[: len(p), : len(q)], jnp.float32) @ q
+        total = total.at[c.constraint].add(own)
     return total
 
 
@@ -177,6 +209,22 @@ def choice_logits(path: KeyPath, leaf: Any) -> bool:
     return named and path[0] == DictKey("theta")
 
 
-def project(value: dict[str, Any], aux: dict[str, Any], *, step: Any) -> dict[str, Any]:
-    """After a step of `fit`: the multipliers follow the excess."""
-    return {**value, "multiplier": raise_multiplier(aux["excess"], value["multiplier"], RATE)}
+def _openness(theta: Theta, progress: Any) -> jax.Array:
+    """The mean over all softly rounded weights of AdaRound's regularizer."""
+    logits = [q.logit for q in _quantizers(theta) if isinstance(q, SoftRound)]
+    count = sum(np.size(v) for v in logits)
+    return sum(regularizer(rectified_sigmoid(v), progress) for v in logits) / count
+
+
+def _quantizers(theta: Theta) -> list[Any]:
+    """Every quantizer in theta, those of choices' branches too."""
+    found: list[Any] = []
+    for group in theta.values():
+        branches = group.branches.values() if isinstance(group, Options) else [(group,)]
+        found += [q for own in branches for q in own]
+    return found
+
+
+def _positive(path: KeyPath, leaf: Any) -> Any:
+    is_scale = isinstance(path[-1], GetAttrKey) and path[-1].name == "scale"
+    return jnp.maximum(leaf, jnp.finfo(jnp.float32).tiny) if is_scale else leaf

@@ -18,6 +18,7 @@ def sweep(
     budgets: Sequence[Sequence[float]] | np.ndarray,
     *,
     steps: int = 150,
+    ledger: Ledger | None = None,
     progress: Report | None = None,
     key: PRNGKeyArray,
 ) -> list[Found]:
@@ -25,11 +26,12 @@ def sweep(
 
     The first takes `steps` steps, each later one an eighth of them from where that one ended, and
     what was run for one budget is not run again for another. A plan found for one budget counts
-    for all that it fits. Raises BudgetError before any work if one budget cannot be met.
+    for all that it fits; `ledger` may hold what was run before. Raises BudgetError before any
+    work if one budget cannot be met.
     """
     for budget in budgets:
         space.prices.check(budget)
-    ledger = Ledger(space, space.params, space.theta)
+    book = ledger or Ledger(space, space.params, space.theta)
     found: list[Found] = []
     for i, budget in enumerate(budgets):
         found.append(
@@ -38,9 +40,19 @@ def sweep(
                 budget,
                 steps=steps if i == 0 else -(-steps // 8),
                 start=found[-1].relaxed if found else None,
-                ledger=ledger,
+                ledger=book,
                 progress=progress,
                 key=jax.random.fold_in(key, i),
             )
         )
+    # what was found for a later budget may fit an earlier one, and be better
+    for i, budget in enumerate(budgets):
+        fits = [f for f in found if _fits(f, space, budget)]
+        if min(f.loss for f in fits) < found[i].loss:
+            found[i] = search(space, budget, steps=0, ledger=book, progress=progress, key=key)
     return found
+
+
+def _fits(found: Found, space: Space, budget: Sequence[float] | np.ndarray) -> bool:
+    spent = np.array([found.cost[kind] for kind in space.prices.kinds])
+    return bool((spent <= np.asarray(budget) * (1 + 1e-12)).all())
