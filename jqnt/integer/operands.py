@@ -87,7 +87,9 @@ class Operands:
 
     def coded(self, name: str) -> Coded | None:
         """The codes of a static tensor that has an integer encoding, moved as the graph moves
-        it; None where it has none."""
+        it; None where it has none, and for tensors that are computed from inputs."""
+        if name not in self.static:
+            return None
         if name not in self._codes:
             self._codes[name] = self._coded(name)
         return self._codes[name]
