@@ -48,7 +48,7 @@ class Arithmetic(NamedTuple):
     finishes Gemm and MatMul where they differ from convolutions. `real` gives the float32 of an
     accumulator whose tensor has no encoding (`dense_real` that of Gemm and MatMul),
     `enter` puts float32 onto a grid where that is not QuantizeLinear. `only_products` marks
-    backends that run all but products in float32.
+    backends that run all but products in float32, `unsigned` those that add 128 to int8 inputs.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Arithmetic(NamedTuple):
     dense_real: Rule | None = None
     enter: Rule | None = None
     only_products: bool = False
+    unsigned: bool = False
     sub: Rule | None = None
     wide_add: Rule | None = None
     wide_mul: Rule | None = None
@@ -118,7 +119,13 @@ _ALL = (
         binary_fixed.POOL,
         sub=xnnpack.SUB,
     ),
-    Arithmetic("mnn", requantize.MNN, enter=requantize.ENTER_AWAY, only_products=True),
+    Arithmetic(
+        "mnn",
+        requantize.MNN,
+        enter=requantize.ENTER_AWAY,
+        only_products=True,
+        unsigned=True,
+    ),
     Arithmetic(
         "ncnn",
         requantize.NCNN,
@@ -143,9 +150,9 @@ ARITHMETICS: Mapping[str, Arithmetic] = {entry.name: entry for entry in _ALL}
 session.x64quantprecision: else pairs of uint8 x int8 products saturate at 16 bits).
 tflite-reference: the reference kernels, two roundings (fully connected layers one, as LiteRT
 2.3.0 does). tflite-single: the same built with one. xnnpack: LiteRT's default on x86-64. mnn,
-ncnn: their int8 layers on x86-64, all others in float32; ncnn without its packed layout, whose
-depthwise layers take the processor's approximate reciprocal. dyadic: HAWQ-V3. power-of-two:
-shifts only."""
+ncnn: their int8 layers on x86-64, all others in float32 (MNN's depthwise convolutions to within
+one code; ncnn without its packed layout, whose depthwise layers take the processor's approximate
+reciprocal). dyadic: HAWQ-V3. power-of-two: shifts only."""
 
 
 def arithmetic_named(name: str) -> Arithmetic:

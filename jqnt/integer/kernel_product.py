@@ -12,6 +12,7 @@ from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.accumulate import accumulate, convolve, dot, int8_pieces, is_wide, offset
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
 from jqnt.integer.narrow import narrowed
+from jqnt.integer.requantize import unsigned_inputs
 from jqnt.integer.rule import Rule, along_last, container, store
 from jqnt.ops.window import window
 
@@ -106,6 +107,9 @@ def product_table(
         "zx": np.int32(zx - box.shift),
         **finishing(group, site, sx, scale, codes, real),
     }
+    depthwise = group.head.attrs.get("group", 1) > 1 and matrix.shape[-2] == 1
+    if site.arithmetic.unsigned and not depthwise:
+        table["rule"] = unsigned_inputs(table["rule"], (zx + 128) * table["sums"].astype(np.int64))
     wide = box.dtype.itemsize > 1
     if wide and not site.arithmetic.wide:
         raise UnsupportedError(f"{where}: this arithmetic has no activations of 16 bits")

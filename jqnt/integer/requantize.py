@@ -20,6 +20,7 @@ __all__ = [
     "NCNN_REAL",
     "add_bias",
     "quantize_float",
+    "unsigned_inputs",
 ]
 
 
@@ -49,12 +50,20 @@ def _divide_apply(codes: Int[Array, "..."], table: dict, out: Out) -> Int[Array,
 def _mnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
     """s = sx * sw / sy and bias / sy, float32."""
     sw, sy = np.asarray(sw, np.float32), np.float32(sy)
-    return {"scale": sw * np.float32(sx) / sy, "bias": np.asarray(real_bias, np.float32) / sy}
+    bias = np.asarray(real_bias, np.float32) / sy
+    return {"scale": sw * np.float32(sx) / sy, "bias": bias, "shift": np.int32(0)}
+
+
+def unsigned_inputs(table: dict, shift: np.ndarray) -> dict:
+    """An MNN table for accumulators of x + 128: they hold `shift` = (zx + 128) sum(w) more, which
+    the bias takes back in float32: bias - f32(shift) * s."""
+    bias = table["bias"] + (-shift).astype(np.float32) * table["scale"]
+    return {**table, "bias": bias, "shift": shift.astype(np.int32)}
 
 
 def _mnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
-    """v = f32(acc) * s + bias, two roundings; q = trunc(v + copysign(0.5, v)) + z."""
-    total = to_float(acc)
+    """v = f32(acc + shift) * s + bias, two roundings; q = trunc(v + copysign(0.5, v)) + z."""
+    total = to_float(acc + table["shift"])
     product = exact_mul(total, jnp.broadcast_to(table["scale"], total.shape))
     return _half_away(product + table["bias"], out)
 
