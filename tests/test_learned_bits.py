@@ -59,7 +59,7 @@ def test_bits_of_steps_and_back():
     wanted = np.array([3.5, 12.0], np.float32)
     steps = steps_of_bits(wanted, widest)
     np.testing.assert_allclose(bits_of_steps(jnp.asarray(steps), widest), wanted, rtol=1e-5)
-    # DQ: a symmetric grid of q_max / d = 7 has log2(7 + 1) + 1 = 4 bits
+    # q_max / d = 7: 15 levels, of the 16 that DQ's log2(7 + 1) + 1 = 4 bits have
     ratio = np.log2(14 / (2**8 - 1))
     four = bits_of_steps(jnp.array([[0, ratio], [0, 0]]), np.array([8, 0], np.float32))
     np.testing.assert_allclose(four, [np.log2(15), 0], rtol=1e-5)

@@ -91,7 +91,8 @@ def stepped(theta: Theta, plan: Plan, steps: dict[str, Any]) -> QParams:
 def bits_of_steps(steps: Float[Array, "2 2"], widest: np.ndarray) -> Float[Array, "2"]:
     """b = log2(range / d + 1) per role, where range / d = (2^widest - 1) * 2^(top - step).
 
-    For a symmetric grid it is DQ's log2(q_max / d + 1) + 1; 0 for a role that is not there.
+    DQ's log2(q_max / d + 1) + 1 counts one level more, the code that a symmetric grid leaves
+    out; 0 for a role that is not there.
     """
     count = np.exp2(widest) - 1
     real = jnp.log2(count * jnp.exp2(steps[:, 1] - steps[:, 0]) + 1)
