@@ -19,7 +19,8 @@ def aligned(plan: Plan, menu: Sequence[tuple[Format | str, Format | str]]) -> np
     found = np.full((len(plan.choices), len(menu)), -1)
     for row, choice in enumerate(plan.choices.values()):
         for column, pair in enumerate(menu):
-            wanted = dict(zip(("weight", "activation"), map(_kind, pair), strict=True))
+            wanted: dict[str, tuple[str, int]] = {}
+            wanted |= zip(("weight", "activation"), map(_kind, pair), strict=True)
             for k, option in enumerate(choice.options):
                 if all(_kind(spec.format) == wanted.get(spec.role) for spec in option):
                     found[row, column] = k

@@ -162,7 +162,7 @@ def _best(book: Ledger, room: np.ndarray) -> np.ndarray:
 def _fits(priced: Prices, room: np.ndarray, tried: np.ndarray) -> np.ndarray:
     """Which of the assignments, int [plans, choices], are within the budgets: bool [plans]."""
     spent = priced.costs(tried) - priced.constant[:, None]
-    return (spent <= room[:, None] + 1e-12 * np.abs(room[:, None])).all(0)
+    return np.all(spent <= room[:, None] + 1e-12 * np.abs(room[:, None]), axis=0)
 
 
 def _certificate(

@@ -213,7 +213,8 @@ def _openness(theta: Theta, progress: Any) -> jax.Array:
     """The mean over all softly rounded weights of AdaRound's regularizer."""
     logits = [q.logit for q in _quantizers(theta) if isinstance(q, SoftRound)]
     count = sum(np.size(v) for v in logits)
-    return sum(regularizer(rectified_sigmoid(v), progress) for v in logits) / count
+    total = sum(regularizer(rectified_sigmoid(v), progress) for v in logits)
+    return jnp.asarray(total) / count
 
 
 def _quantizers(theta: Theta) -> list[Any]:

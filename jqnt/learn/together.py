@@ -1,6 +1,7 @@
 """What trains when bits are learned with ranges, rounding and weights, and at which rates."""
 
 import functools
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ def rates(steps: int) -> optax.GradientTransformation:
             optax.scale_by_learning_rate(optax.cosine_decay_schedule(rate, max(steps, 1), 0.01)),
         )
 
-    kinds = {
+    kinds: dict[Hashable, optax.GradientTransformation] = {
         "choice": optax.adam(0.1),
         "rounding": optax.adam(0.02),
         "scale": relative(3e-3),
