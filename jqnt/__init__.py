@@ -9,7 +9,7 @@ run = jqnt.integer.lower(graph, frozen, encodings)
 seconds = jqnt.npu.latency(workload, encodings, device)
 """
 
-from jqnt import demo, errors, formats, integer, interop, learn, npu, observers, transforms
+from jqnt import demo, errors, formats, integer, interop, learn, npu, observers, ranges, transforms
 from jqnt.choices import with_choices
 from jqnt.compare import compare
 from jqnt.data import load_data
@@ -26,14 +26,18 @@ from jqnt.learn.adaround import adaround
 from jqnt.learn.allocate import allocate
 from jqnt.learn.calibrate import calibrate
 from jqnt.learn.fit import fit
+from jqnt.learn.kinds import by_kind
+from jqnt.learn.method import Method
 from jqnt.learn.prices import prices
 from jqnt.learn.qat import qat
 from jqnt.learn.recover import recover
 from jqnt.learn.search import search
 from jqnt.learn.space import space
+from jqnt.learn.train import Watch
 from jqnt.learn.trainable import field, named
 from jqnt.metrics import evaluator, metric_named
 from jqnt.module import Model, QuantConst, QuantParam, load
+from jqnt.parametrize import parametrize, settle
 from jqnt.placement import plan
 from jqnt.plan import Plan, Spec, bind
 from jqnt.quantizers import Affine, Cast, Mixture, SoftRound
@@ -42,6 +46,7 @@ from jqnt.thaw import thaw
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.equalize import equalize
 from jqnt.transforms.fold_bn import fold_bn
+from jqnt.transforms.fold_bn_to_scale import fold_bn_to_scale
 
 __all__ = [
     "BF16",
@@ -54,6 +59,7 @@ __all__ = [
     "Graph",
     "Integer",
     "JqntError",
+    "Method",
     "Minifloat",
     "Mixture",
     "Model",
@@ -64,9 +70,11 @@ __all__ = [
     "Rule",
     "SoftRound",
     "Spec",
+    "Watch",
     "adaround",
     "allocate",
     "bind",
+    "by_kind",
     "calibrate",
     "cleanup",
     "compare",
@@ -78,6 +86,7 @@ __all__ = [
     "first_and_last",
     "fit",
     "fold_bn",
+    "fold_bn_to_scale",
     "format_named",
     "formats",
     "freeze",
@@ -93,13 +102,16 @@ __all__ = [
     "named",
     "npu",
     "observers",
+    "parametrize",
     "plan",
     "prices",
     "qat",
+    "ranges",
     "recover",
     "scheme",
     "search",
     "session",
+    "settle",
     "space",
     "thaw",
     "transforms",

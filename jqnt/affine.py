@@ -14,6 +14,7 @@ __all__ = [
     "divide",
     "fake_quant",
     "grid_limits",
+    "instead",
     "rectified_sigmoid",
     "round_ste",
     "scale_of_range",
@@ -27,6 +28,15 @@ def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 round_ste.defjvp(lambda primals, tangents: (jnp.round(*primals), *tangents))
+
+
+@jax.custom_jvp
+def instead(value: Float[Array, "..."], surrogate: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`value`, with the derivative of `surrogate`, which is no part of the result."""
+    return value
+
+
+instead.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
 
 
 def divide(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -10,7 +10,16 @@ from jqnt.errors import DataError, UnsupportedError
 from jqnt.formats import Integer
 from jqnt.granularity import Granularity
 from jqnt.graph.ir import Graph
-from jqnt.quantizers import Affine, Cast, Microscaled, Mixture, SoftRound, Stochastic
+from jqnt.quantizers import (
+    Affine,
+    Cast,
+    Microscaled,
+    Mixture,
+    SoftRound,
+    Stochastic,
+    affine_of,
+)
+from jqnt.ranges import Qil
 from jqnt.types import Params, QParams
 
 __all__ = ["freeze"]
@@ -36,7 +45,7 @@ def freeze(graph: Graph, params: Params, qparams: QParams) -> tuple[Params, Enco
         graph.check(name)
         quantizer = _decided(quantizer)
         rank = params[name].ndim if name in params else None
-        if isinstance(quantizer, SoftRound):
+        if isinstance(quantizer, SoftRound | Qil):
             if name not in params:
                 raise UnsupportedError(
                     f"the rounding of {name!r} was learned, but it is computed and so cannot be "
@@ -79,10 +88,9 @@ def _encoding(name: str, quantizer: Any, rank: int | None) -> Encoding:
             return Encoding(fmt, scale, None, blocks)
     except DataError as error:
         raise DataError(f"tensor {name!r}: {error}") from None
-    if not isinstance(quantizer, Affine):
-        raise UnsupportedError(
-            f"the quantizer of {name!r}, {type(quantizer).__name__}, has no encoding"
-        )
+    kind, quantizer = type(quantizer).__name__, affine_of(quantizer)
+    if quantizer is None:
+        raise UnsupportedError(f"the quantizer of {name!r}, {kind}, has no encoding")
     bits = np.unique(np.rint(np.asarray(quantizer.bits, np.float64)))
     if bits.size != 1:
         raise DataError(f"tensor {name!r} has channels of {bits.tolist()} bits: one width a tensor")
@@ -100,7 +108,9 @@ def _encoding(name: str, quantizer: Any, rank: int | None) -> Encoding:
         raise DataError(f"tensor {name!r}: {error}") from None
 
 
-def _rounded(name: str, quantizer: SoftRound, encoding: Encoding, value: np.ndarray) -> np.ndarray:
+def _rounded(
+    name: str, quantizer: SoftRound | Qil, encoding: Encoding, value: np.ndarray
+) -> np.ndarray:
     """The learned codes as float values that round to themselves."""
     hard = np.asarray(quantizer.harden(jnp.asarray(value, jnp.float32)))
     return _settled(name, hard, encoding, value)

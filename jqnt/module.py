@@ -15,13 +15,14 @@ from jqnt.graph.ir import Graph
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.graph.precision import is_wide
 from jqnt.graph.session import session
+from jqnt.ranges import RANGE_FIELDS
 from jqnt.thaw import thaw
 
 __all__ = ["Model", "QuantConst", "QuantParam", "load", "qparams"]
 
 
 class QuantParam(nnx.Variable):
-    """A leaf of a quantizer that trains: a scale, a rounding logit, a branch probability."""
+    """A leaf of a quantizer that trains: a scale or limit, a rounding logit, a probability."""
 
 
 class QuantConst(nnx.Variable):
@@ -42,7 +43,7 @@ class Model(nnx.Module):
         graph: Graph,
         params: Mapping[str, Any],
         quantizers: Mapping[str, Any] | None = None,
-        trainable: Collection[str] = ("scale", "logit", "probability"),
+        trainable: Collection[str] = (*RANGE_FIELDS, "logit", "probability"),
     ):
         self.graph = graph
         self.params = nnx.Dict({name: nnx.Param(_held(params[name])) for name in graph.params})

@@ -10,7 +10,7 @@ from flax import struct
 
 from jqnt.formats import Format
 from jqnt.granularity import PER_TENSOR, Granularity
-from jqnt.quantizers import Affine, Mixture, SoftRound
+from jqnt.quantizers import Affine, Mixture, affine_of
 from jqnt.scales import ScaleFormat
 from jqnt.types import Leaf, Quantizer
 
@@ -116,12 +116,12 @@ def bind(theta: Theta, plan: Plan, temperature: float | jax.Array = 1.0) -> dict
 
 def _bias_grid(x: Any, weight: Any) -> Affine | None:
     """Affine of scale sx * sw at 32 bits: one scale, or one per output channel."""
-    if not isinstance(x, Affine) or not isinstance(weight, Affine | SoftRound):
+    x, weight = affine_of(x), affine_of(weight)
+    if x is None or weight is None:
         return None
     if weight.granularity.block is not None or x.granularity != PER_TENSOR:
         return None
-    if isinstance(weight, Affine):
-        weight = weight.on_grid()
+    weight = weight.on_grid()
     if weight.scale.ndim > 1:
         return None
     scale = jnp.asarray(x.on_grid().scale) * jnp.asarray(weight.scale)

@@ -21,11 +21,13 @@ __all__ = [
     "Affine",
     "Cast",
     "Dropped",
+    "Half",
     "Microscaled",
     "Mixture",
     "Select",
     "SoftRound",
     "Stochastic",
+    "affine_of",
 ]
 
 
@@ -65,6 +67,11 @@ class Affine:
             return y
         one_bit = self.granularity.expand(self.bits, x.shape) < 1.5
         return jnp.where(one_bit, scale * sign_ste(divide(x, scale)), y)
+
+    @property
+    def affine(self) -> "Affine":
+        """Itself: the grid that a quantizer of any kind ends on (see `affine_of`)."""
+        return self
 
     def codes(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The integers, as float32: clip(round(x / scale) + zero_point, qmin, qmax)."""
@@ -179,6 +186,17 @@ class Dropped:
 
 
 @struct.dataclass
+class Half:
+    """x -> `quantizer`(x) in float32, rounded to bfloat16: between the products of a network whose
+    weights stay float32 in the optimizer (Micikevicius et al. 2018)."""
+
+    quantizer: Any
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.quantizer(x.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+@struct.dataclass
 class Mixture:
     """x -> sum_k probability_k * branch_k(x) (EdMIPS, Cai & Vasconcelos 2020, eq. 8).
 
@@ -230,6 +248,11 @@ class Select:
             kinds.append(lambda x, picked=picked: picked(x))
             kind_of[np.array(members) + 1] = kind
         return jax.lax.switch(jnp.asarray(kind_of)[jnp.maximum(index, -1) + 1], kinds, x)
+
+
+def affine_of(quantizer: Any) -> Affine | None:
+    """The integer grid that holds a quantizer's values; None if there is none."""
+    return getattr(quantizer, "affine", None)
 
 
 def grid(quantizer: Affine | SoftRound, shape: tuple[int, ...]):

@@ -13,7 +13,17 @@ import numpy as np
 
 from jqnt.formats import Granularity
 from jqnt.graph.ir import Node
-from jqnt.quantizers import Affine, Cast, Dropped, Microscaled, Mixture, Select
+from jqnt.quantizers import (
+    Affine,
+    Cast,
+    Dropped,
+    Half,
+    Microscaled,
+    Mixture,
+    Select,
+    Stochastic,
+)
+from jqnt.ranges import Dsq, Ewgs, Lsq, LsqPlus, MinMax, Pact, Qil, Tqt
 
 __all__ = ["RENAMED", "Laid", "align", "last_quantizer", "to_last", "to_onnx"]
 
@@ -64,6 +74,10 @@ def align(values: list[Laid | None]) -> tuple[list[Any], bool]:
     return arrays, last and rank >= 3
 
 
+_OF_THE_CHANNEL = Affine | Cast | Dsq | Ewgs | Lsq | LsqPlus | MinMax | Pact | Qil | Tqt
+"""Kinds whose leaves go along the granularity's axis, and no other."""
+
+
 def last_quantizer(quantizer: Any, rank: int) -> Any | None:
     """The quantizer that does to a channels-last array what `quantizer` does to ONNX's.
 
@@ -72,7 +86,7 @@ def last_quantizer(quantizer: Any, rank: int) -> Any | None:
     """
     if isinstance(quantizer, Microscaled):
         return replace(quantizer, axis=new_axis(quantizer.axis, rank))
-    if isinstance(quantizer, Affine | Cast):
+    if isinstance(quantizer, _OF_THE_CHANNEL):
         axis, block = quantizer.granularity.axis, quantizer.granularity.block
         if axis is None:
             return quantizer
@@ -82,7 +96,7 @@ def last_quantizer(quantizer: Any, rank: int) -> Any | None:
     if isinstance(quantizer, Mixture | Select):
         branches = tuple(last_quantizer(branch, rank) for branch in quantizer.branches)
         return None if any(b is None for b in branches) else replace(quantizer, branches=branches)
-    if isinstance(quantizer, Dropped):
+    if isinstance(quantizer, Dropped | Half | Stochastic):
         inner = last_quantizer(quantizer.quantizer, rank)
         return None if inner is None else replace(quantizer, quantizer=inner)
     return None

@@ -21,18 +21,27 @@ from jqnt.graph.precision import fits_32_bits
 from jqnt.ops.registry import Lowering, find
 from jqnt.types import Apply
 
-__all__ = ["call", "checked_input", "lower", "run_node", "shape_inputs"]
+__all__ = ["Compute", "call", "checked_input", "lower", "run_node", "shape_inputs"]
+
+
+Compute = Callable[[Node, list[Laid | None]], tuple[Laid, ...]]
+"""How one node is computed on laid arrays; by default `call`."""
 
 
 def lower(
-    graph: Graph, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+    graph: Graph,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    *,
+    compute: Compute | None = None,
 ) -> Apply:
     """`apply(params, qparams, inputs, want=outputs) -> {tensor name -> array}`, pure.
 
     `inputs` and `outputs` (by default the graph's) may be any tensors: the function then costs
     what lies between them. A tensor in `qparams` is quantized where it comes into being: as an
     input (of the cut, too), a parameter or a node's output. `want` may name any tensor on the
-    way. Inputs in `shape_inputs(graph)` must be concrete; the others may be traced.
+    way. Inputs in `shape_inputs(graph)` must be concrete; the others may be traced. `compute`
+    takes the place of `call`, for another arithmetic in some nodes.
 
     Raises ConfigError for tensors that the graph does not have, or that the inputs do not
     determine; `apply` raises DataError for inputs of the wrong name, shape or type, and
@@ -77,7 +86,7 @@ def lower(
             else:
                 raise DataError(f"no value for parameter {name!r}{nearest(name, params)}")
             env[name] = _quantize(qparams, name, Laid(value))
-        _run(nodes, env, qparams)
+        _run(nodes, env, qparams, compute or call)
         for name in want:
             _check_output(graph, name, env[name], sizes)
         return {name: to_onnx(env[name]).array for name in want}
@@ -112,10 +121,12 @@ def _between(
     return tuple(reversed(nodes)), tuple(leaves)
 
 
-def _run(nodes: Sequence[Node], env: dict[str, Laid], qparams: Mapping[str, Any]) -> None:
+def _run(
+    nodes: Sequence[Node], env: dict[str, Laid], qparams: Mapping[str, Any], compute: Compute
+) -> None:
     for node in nodes:
         values = [env[name] if name else None for name in node.inputs]
-        results = call(_bound(node, env, qparams), values)
+        results = compute(_bound(node, env, qparams, compute), values)
         if len(results) < sum(map(bool, node.outputs)):
             raise ModelError(
                 f"{node.op} node {node.name!r} names {len(node.outputs)} outputs, it has "
@@ -135,7 +146,7 @@ def _quantize(qparams: Mapping[str, Any], name: str, value: Laid) -> Laid:
     return Laid(qparams[name](jnp.asarray(to_onnx(value).array)))
 
 
-def _bound(node: Node, env: dict[str, Laid], qparams: Mapping[str, Any]) -> Node:
+def _bound(node: Node, env: dict[str, Laid], qparams: Mapping[str, Any], compute: Compute) -> Node:
     """The node with functions in place of its bodies."""
     bodies = {k: v for k, v in node.attrs.items() if isinstance(v, Graph)}
     if not bodies:
@@ -146,7 +157,7 @@ def _bound(node: Node, env: dict[str, Laid], qparams: Mapping[str, Any]) -> Node
             inner = dict(env)
             for name, array in zip(body.inputs, arrays, strict=True):
                 inner[name] = _quantize(qparams, name, Laid(array))
-            _run(body.nodes, inner, qparams)
+            _run(body.nodes, inner, qparams, compute)
             return tuple(to_onnx(inner[name]).array for name in body.outputs)
 
         return run

@@ -55,12 +55,16 @@ def cross_entropy(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Float
     return -jnp.mean(jnp.take_along_axis(logits, labels[..., None], axis=-1))
 
 
-def with_targets(apply: Apply, params: Params, batches: Any) -> list[dict[str, Any]]:
-    """The batches, each with the float network's outputs beside it; DataError if there are none."""
+def with_targets(
+    apply: Apply, params: Params, batches: Any, features: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """The batches, each with the float network's outputs (and the tensors `features`) beside it;
+    DataError if there are none."""
 
     @jax.jit
     def run(params: Params, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return apply(params, {}, inputs)
+        found = apply(params, {}, inputs)
+        return {**found, **apply(params, {}, inputs, want=features)} if features else found
 
     found = []
     for batch in batches:

@@ -1,21 +1,28 @@
 """Quantization-aware training: weights and ranges together, taught by the float network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jqnt.errors import DataError
 from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
+from jqnt.learn.average import averaged, with_average
 from jqnt.learn.divergence import Divergence, kl, output_mse, with_targets
-from jqnt.learn.fit import Progress, fit
+from jqnt.learn.fit import Progress, start
+from jqnt.learn.kinds import by_kind, of_kind
+from jqnt.learn.mesh import Spread, place
+from jqnt.learn.method import Method, Task, task
 from jqnt.learn.source import Draw
-from jqnt.plan import Plan, Theta, bind
+from jqnt.learn.train import Watch, train
+from jqnt.plan import Plan, Theta
+from jqnt.transforms.batch_norm import statistics
 from jqnt.types import Params
 
 __all__ = ["divergence_of", "qat", "relative_adam"]
@@ -29,46 +36,62 @@ def qat(
     batches: Sequence[Mapping[str, Any]],
     teacher: Params,
     *,
-    divergence: Divergence | None = None,
-    optimizer: optax.GradientTransformation | None = None,
     steps: int = 400,
     batch_size: int = 50,
+    method: Method | None = None,
+    watch: Watch | None = None,
+    mesh: Mesh | None = None,
     progress: Progress | None = None,
     key: PRNGKeyArray,
 ) -> tuple[Params, Theta]:
-    """(params, theta) after training weights, biases and scales through the grids.
+    """(params, theta) after training weights, biases and ranges through the grids.
 
     min over (params, theta) of E[divergence(apply(params, bind(theta, plan), x), target)], where
     target is the float network's output under the params `teacher`. The gradient is
-    straight-through on rounding and LSQ's in the scales (Esser et al. 2020). `divergence`
-    defaults to `divergence_of` the outputs; `optimizer` sees {"params", "theta"} and defaults to
-    `relative_adam` on both. Batches are drawn at random from all of `batches`, which are in
-    memory, each sample once or not at all in a batch.
+    straight-through on rounding and that of theta's own range parametrizations (see
+    `parametrize`; LSQ's for plain grids). `method` says what is minimized and what moves how,
+    `watch` what happens on the way: evaluation of {"params", "theta"}, the best of which is
+    returned, early stop, checkpoints. Batches are drawn at random from all of `batches`, which
+    are in memory, each sample once or not at all in a batch; over a `mesh` they are split.
 
     Raises DataError for no batches, fewer samples than `batch_size`, or a loss that diverges.
     """
-    apply = lower(graph)
-    taught = with_targets(apply, teacher, batches)
+    method = method or Method()
+    taught = with_targets(lower(graph), teacher, batches, method.features)
     data = {name: _joined([batch[name] for batch in taught]) for name in taught[0]}
     count = len(next(iter(data.values())))
     if count < batch_size:
         raise DataError(f"{count} samples are fewer than a batch of {batch_size}")
-    if divergence is None:
-        divergence = divergence_of({name: data[f"target:{name}"] for name in graph.outputs})
-    trained = {name: jnp.asarray(value) for name, value in params.items()}
-    fitted = fit(
-        _loss(apply, plan, divergence, graph.inputs),
-        {"params": trained, "theta": theta},
-        relative_adam(1e-3, 3e-3, steps) if optimizer is None else optimizer,
-        Draw(data, batch_size),
-        steps=steps,
-        trainable=_moves,
-        project=_positive,
-        chunk=25,
-        progress=progress,
+    divergence = method.divergence or divergence_of(
+        {name: data[f"target:{name}"] for name in graph.outputs}
+    )
+    made: Task = task(graph, params, theta, plan, divergence, method)
+    optimizer = method.optimizer or relative_adam(1e-3, 3e-3, steps)
+    if method.accumulate > 1:
+        optimizer = optax.MultiSteps(optimizer, method.accumulate).gradient_transformation()
+    if method.average is not None:
+        optimizer = with_average(optimizer, method.average)
+    now = start(
+        made.value,
+        optimizer,
+        trainable=of_kind(*method.kinds, but=statistics(graph, params)),
         key=key,
-    ).theta
-    return jax.device_get(fitted["params"]), fitted["theta"]
+    )
+    source: Any = Draw(data, batch_size)
+    if mesh is not None:
+        now, source = place(now, mesh, sharded=method.sharded), Spread(place(source, mesh), mesh)
+    found = train(
+        made.loss,
+        now,
+        optimizer,
+        source,
+        steps=steps,
+        project=made.project,
+        watch=watch or Watch(every=25),
+        read=averaged if method.average is not None else None,
+        progress=progress,
+    ).best
+    return jax.device_get(found["params"]), found["theta"]
 
 
 def divergence_of(targets: Mapping[str, Any]) -> Divergence:
@@ -84,8 +107,9 @@ def relative_adam(
 ) -> optax.GradientTransformation:
     """Adam whose steps are in units of each tensor's own size, under a cosine schedule.
 
-    p <- p - lr(t) * rms(p) * adam(g), with lr from `weights` for params and `ranges` for theta
-    down to `decay` times that: one rate suits layers, and scales, of any magnitude.
+    p <- p - lr(t) * rms(p) * adam(g), with lr from `weights` for params and `ranges` for ranges
+    down to `decay` times that: one rate suits layers, and scales, of any magnitude. Rounding and
+    bits take the rate of ranges.
     """
 
     def adam(rate: float) -> optax.GradientTransformation:
@@ -95,39 +119,7 @@ def relative_adam(
             optax.scale_by_learning_rate(optax.cosine_decay_schedule(rate, steps, decay)),
         )
 
-    def labels(value: Mapping[str, Any]) -> dict[str, Any]:
-        return {kind: jax.tree.map(lambda _, k=kind: k, part) for kind, part in value.items()}
-
-    return optax.multi_transform({"params": adam(weights), "theta": adam(ranges)}, labels)
-
-
-def _moves(path: Any, leaf: Any) -> bool:
-    """Weights, and the scales of quantizers; bits, zero points and logits are given."""
-    names = {getattr(k, "name", None) for k in path} | {getattr(k, "key", None) for k in path}
-    return "params" in names or "scale" in names
-
-
-def _loss(
-    apply: Callable[..., Any], plan: Plan, divergence: Divergence, inputs: Sequence[str]
-) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    def loss(value: Any, batch: Any, *, step: Any, key: Any) -> tuple[Any, dict[str, Any]]:
-        qparams = bind(value["theta"], plan)
-        outputs = apply(value["params"], qparams, {name: batch[name] for name in inputs})
-        return divergence(outputs, batch), {}
-
-    return loss
-
-
-def _positive(value: Any, aux: Any, *, step: Any) -> Any:
-    """A step may not turn a scale over."""
-    tiny = jnp.finfo(jnp.float32).tiny
-
-    def kept(path: Any, leaf: Any) -> Any:
-        is_scale = any(getattr(k, "name", None) == "scale" for k in path)
-        return jnp.maximum(leaf, tiny) if is_scale else leaf
-
-    theta = jax.tree_util.tree_map_with_path(kept, value["theta"])
-    return {**value, "theta": theta}
+    return by_kind(adam(weights), adam(ranges), adam(ranges), adam(ranges))
 
 
 def _joined(arrays: Sequence[Any]) -> Any:

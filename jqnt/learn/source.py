@@ -9,6 +9,7 @@ from flax import struct
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jqnt.errors import DataError
+from jqnt.learn.mesh import Spread
 from jqnt.types import Leaf
 
 __all__ = ["Batches", "Draw", "Source", "Stack", "Stream", "Whole", "sources"]
@@ -52,12 +53,12 @@ class Stack:
         return jax.tree.map(lambda x: x[index], self.data)
 
 
-Source = Whole | Draw | Stack
+Source = Whole | Draw | Stack | Spread
 
 Stream = Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
 """Batches in order: an iterable that can be iterated again, or a function that starts it anew."""
 
-Batches = Whole | Draw | Stream
+Batches = Whole | Draw | Spread | Stream
 """Batches as `fit` takes them; a stream is gone through over and over, one batch a step."""
 
 
@@ -67,6 +68,10 @@ def sources(batches: Batches, start: int, stop: int, chunk: int) -> Iterator[tup
     A stream's chunk ends early where the batches' shapes change. Raises DataError for an
     empty stream.
     """
+    if isinstance(batches, Spread):
+        for source, count in sources(batches.source, start, stop, chunk):
+            yield Spread(source, batches.mesh), count
+        return
     if isinstance(batches, Whole | Draw):
         for first in range(start, stop, chunk):
             yield batches, min(chunk, stop - first)

@@ -26,6 +26,7 @@ def conv(node, x, w, b=None):
             f"Conv node {node.name!r}: the input has {x.shape[-1]} channels, the weight takes "
             f"{groups} x {w.shape[1]} and gives {w.shape[0]}"
         )
+    x, w = (v.astype(jnp.promote_types(x.dtype, w.dtype)) for v in (x, w))
     sizes = x.shape[1:-1]
     view = window(node, sizes, w.shape[2:])
     y = convolve(x, w, Geometry(sizes, view, output_sizes(node, view, sizes), groups))
