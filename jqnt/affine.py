@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from jqnt.rounding import Rounding, rounded
@@ -43,9 +42,10 @@ def divide(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "
     """x / scale as IEEE 754 divides.
 
     XLA turns a division by a broadcast value into a product with its reciprocal, which moves
-    14 % of exact ties to the other side. Behind the barrier the divisor is no broadcast.
+    14 % of exact ties to the other side. A divisor that asks x whether it is a number is no
+    broadcast, and no array of x's size in memory either, as one behind a barrier would be.
     """
-    return x / lax.optimization_barrier(jnp.broadcast_to(scale, x.shape))
+    return x / jnp.where(x == x, scale, 1)
 
 
 @jax.custom_jvp
