@@ -245,7 +245,7 @@ def test_compare_says_where_integers_and_simulation_part(jqnt, files, frozen, tm
 def test_compare_reads_what_a_device_wrote(jqnt, files, frozen, tmp_path):
     images = np.load(files / "data.npz")["image"][:3]
     model = load_frozen(frozen)
-    logits = np.asarray(lower_integers(model.graph, model.params, model.encodings)(
+    logits = np.array(lower_integers(model.graph, model.params, model.encodings)(
         {"image": images})["logits"])  # fmt: skip
     logits[2, 0] += 2 * model.encodings["logits"].scale
     for i, row in enumerate(logits):
