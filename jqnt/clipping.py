@@ -68,7 +68,7 @@ def least_error_grid(
         scale = grid.scale[..., None]
         zeros = {"zero_point": zero[..., None]} if integer else {}
         distance = jnp.abs(values - replace(grid, scale=scale, **zeros)(values))
-        if not integer:
+        if isinstance(fmt, Minifloat):
             clipped = jnp.abs(values) > fmt.max * scale
             weight = jnp.where(clipped, clip_weight, 1)
             return jnp.sum(mass * weight * distance**power, axis=-1)
@@ -95,7 +95,9 @@ def least_error_grid(
         return best(moved(found[0], octaves), jnp.clip(moved(found[1], zeros), qmin, qmax)), None
 
     octaves, gap = jnp.arange(-16, 2) / 2, (qmax - qmin) / 16
-    zeros = jnp.broadcast_to(whole.zero_point if integer else jnp.float32(0), low.shape)
+    zeros = jnp.broadcast_to(
+        whole.zero_point if isinstance(whole, Affine) else jnp.float32(0), low.shape
+    )
     if symmetric:
         start = best(moved(jnp.zeros_like(low), octaves), moved(zeros, 0 * octaves))
     else:
@@ -127,6 +129,7 @@ def least_divergent_range(
 
     def divergence(factor):
         grid = grid_of_range(low * factor, high * factor, fmt, symmetric)
+        assert isinstance(grid, Affine)
         inside = (values >= low * factor) & (values <= high * factor)
         smallest = jnp.min(jnp.where(inside, values, jnp.inf))
         largest = jnp.max(jnp.where(inside, values, -jnp.inf))

@@ -352,8 +352,8 @@ def _format(rule: Rule, default: Format) -> Format:
     if fmt is None:
         return default
     strict = isinstance(default, Integer) and default.strict
-    named = isinstance(rule.format, str) and isinstance(fmt, Integer)
-    if strict and named and fmt.signed and not fmt.shifted:
+    named = isinstance(rule.format, str)
+    if strict and named and isinstance(fmt, Integer) and fmt.signed and not fmt.shifted:
         return Integer(fmt.bits, signed=True, strict=True)
     return fmt
 

@@ -147,6 +147,7 @@ def _encoding(node: Node, known: Mapping[str, np.ndarray]) -> Encoding | None:
 def _check_shape(node: Node, encoding: Encoding, shape: tuple[int, ...]) -> None:
     """ModelError where the scales do not lie on an axis of the tensor."""
     axis, scale = encoding.granularity.axis, np.shape(encoding.scale)
+    assert not isinstance(axis, tuple)  # ONNX has none
     fits = axis is None or -len(shape) <= axis < len(shape) or len(shape) == 1
     if fits and axis is not None:
         fits = scale == encoding.granularity.scale_shape(shape)

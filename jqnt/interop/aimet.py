@@ -126,6 +126,7 @@ def _half(name: str, encoding: Encoding, version: str) -> int:
 def _write_0_6_1(name: str, encoding: Encoding, axes: WeightAxes | None) -> list[dict[str, Any]]:
     if isinstance(encoding.format, Minifloat):
         return [{"bitwidth": _half(name, encoding, "0.6.1"), "dtype": "float"}]
+    assert isinstance(encoding.format, Integer)
     if encoding.format.bits < 4:
         raise UnsupportedError(f"tensor {name!r}: version 0.6.1 has 4 to 32 bits")
     if encoding.granularity.block is not None:

@@ -131,6 +131,7 @@ class _Writer:
             self._node("DequantizeLinear", [stored, *grid], name, _attributes(encoding))
             return
         codes = encoding.quantize(value) if codes is None else codes
+        assert isinstance(encoding.format, Integer)
         dtype = _dtype(name, encoding.format, self.opset)
         self.tensors[stored] = initializer(stored, codes.astype(dtype))
         grid = self._grid(name, encoding, dtype)
@@ -186,9 +187,11 @@ class _Writer:
 def _attributes(encoding: Encoding) -> dict[str, int]:
     if encoding.granularity.axis is None or encoding.scale is None or not encoding.scale.ndim:
         return {}
-    attrs = {"axis": encoding.granularity.axis}
-    if encoding.granularity.block is not None:
-        attrs["block_size"] = encoding.granularity.block
+    axis, block = encoding.granularity.axis, encoding.granularity.block
+    assert isinstance(axis, int) and not isinstance(block, tuple)  # refused at the door
+    attrs = {"axis": axis}
+    if block is not None:
+        attrs["block_size"] = block
     return attrs
 
 
@@ -199,6 +202,7 @@ def _needed(name: str, encoding: Encoding, opset: int | None) -> int:
         if encoding.scale is not None and needed == 13:
             raise UnsupportedError(f"tensor {name!r}: ONNX has no scaled {encoding.format.name}")
     else:
+        assert isinstance(encoding.format, Integer)
         dtype = _dtype(name, encoding.format, 21 if opset is None else opset)
         needed = 13 if dtype in (np.int8, np.uint8, np.int32) else 21
         needed = 21 if encoding.granularity.block is not None else needed

@@ -111,7 +111,8 @@ def _sites(graph: Graph, plan: Plan) -> dict[str, Weight]:
         spec = plan.specs.get(weight.tensor)
         axis = None if spec is None else spec.granularity.axis
         rank = len(graph.info[weight.tensor].shape or ()) if weight.tensor in graph.info else 2
-        along = axis is None or axis % max(rank, 1) == (weight.channel_axis or 0) % max(rank, 1)
+        channel = (weight.channel_axis or 0) % max(rank, 1)
+        along = axis is None or (isinstance(axis, int) and axis % max(rank, 1) == channel)
         if narrow(weight.data, False) and narrow(weight.tensor, True) and along:
             found[node.name] = weight
     return found
@@ -187,7 +188,9 @@ def _convolution(x, w, x_grid, w_grid, geometry):
     view = geometry.view
     if any(map(any, view.pads)) or max(view.kernel) > 1:
         code = lax.pad(
-            code, zero.astype(jnp.int8), [(0, 0, 0), *((*p, 0) for p in view.pads), (0,) * 3]
+            code,
+            zero.astype(jnp.int8),
+            [(0, 0, 0), *((low, high, 0) for low, high in view.pads), (0, 0, 0)],
         )
         view = view._replace(pads=((0, 0),) * len(view.pads))
         geometry = geometry._replace(sizes=code.shape[1:-1], view=view)

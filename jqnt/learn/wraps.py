@@ -40,16 +40,14 @@ def stochastic(*, weights: bool = True, activations: bool = False) -> Wrap:
     that of the plain grid, whatever its range is learned by."""
 
     def wrap(qparams: QParams, params: Any, *, step: Any, key: Any) -> dict[str, Quantizer]:
-        def chosen(name: str, q: Any) -> bool:
+        def drawn(name: str, q: Any) -> Quantizer:
             grid = affine_of(q)
             # Of a bias the 32-bit grid is finer than float32: there is nothing to draw.
             wide = name in params and jnp.ndim(params[name]) < 2
-            return grid is not None and not wide and (weights if name in params else activations)
+            wanted = weights if name in params else activations
+            return q if grid is None or wide or not wanted else Stochastic(grid, _key(key, name))
 
-        return {
-            name: Stochastic(q.affine, _key(key, name)) if chosen(name, q) else q
-            for name, q in qparams.items()
-        }
+        return {name: drawn(name, q) for name, q in qparams.items()}
 
     return wrap
 
