@@ -89,4 +89,4 @@ def test_joint_budgets_leave_room_for_the_others():
 def test_no_energy_figures_no_energy_budget():
     c = case()
     with pytest.raises(ConfigError, match="no figures of energy"):
-        prices(c.plan, workload(c.graph, c.params), device("snapdragon-8-gen-3"), ("energy_j",))
+        prices(c.plan, workload(c.graph, c.params), device("generic-roofline"), ("energy_j",))
