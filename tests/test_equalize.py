@@ -11,7 +11,7 @@ from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.transforms.channels import equalizable_pairs
 from jqnt.transforms.cleanup import cleanup
-from jqnt.transforms.equalize import equalize
+from jqnt.transforms.equalize import equalize, rescale
 from jqnt.transforms.fold_bn import fold_bn
 
 RNG = np.random.default_rng(0)
@@ -232,6 +232,56 @@ def test_matrix_products_in_a_row():
     )
     _, params = equalized(model, (6, 4), pairs=1)
     np.testing.assert_allclose(ranges(params["w1"], 0), ranges(params["w2"], 0), rtol=1e-5)
+
+
+def attention(gate=False):
+    """One head-split attention of 2 heads by 4, or a gated feed-forward part, on [N, T, 6]."""
+    heads = [
+        node("Reshape", "q split", "qs"), node("Transpose", "qs", "qh", perm=[0, 2, 1, 3]),
+        node("Reshape", "k split", "ks"), node("Transpose", "ks", "kh", perm=[0, 2, 3, 1]),
+        node("MatMul", "qh kh", "scores"), node("Softmax", "scores", "p", axis=-1),
+        node("MatMul", "x wv", "v"), node("Add", "bv v", "vb"),
+        node("Reshape", "vb split", "vs"), node("Transpose", "vs", "vh", perm=[0, 2, 1, 3]),
+        node("MatMul", "p vh", "mixed"), node("Transpose", "mixed", "back", perm=[0, 2, 1, 3]),
+        node("Reshape", "back join", "c2"),
+    ]  # fmt: skip
+    gated = [
+        node("MatMul", "x wv", "v"), node("Add", "v bv", "vb"),
+        node("Sigmoid", "q", "g"), node("Mul", "g vb", "c2"),
+    ]  # fmt: skip
+    ends = [node("MatMul", "x wq", "q"), node("MatMul", "x wk", "k")]
+    return built(
+        [*ends, *(gated if gate else heads), node("MatMul", "c2 wo", "y")],
+        {"x": ["N", "T", 6]},
+        ["y"],
+        {
+            **{f"w{n}": skewed(6, 8, axis=1) for n in "qkv"},
+            "bv": RNG.normal(size=8),
+            "wo": skewed(8, 5),
+            "split": np.asarray([0, -1, 2, 4]),
+            "join": np.asarray([0, -1, 8]),
+        },
+    )
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_values_and_output_of_attention_and_gated_layers(gate):
+    _, params = equalized(attention(gate), (2, 3, 6), pairs=1)
+    np.testing.assert_allclose(ranges(params["wv"], 1), ranges(params["wo"], 0), rtol=1e-4)
+
+
+def test_given_scales_keep_the_function():
+    model = chain([node("Clip", "c1 zero six", "c2")], **SIX)
+    graph, params, _ = import_onnx(model)
+    scales = {"c1": 10 ** RNG.uniform(-1, 1, 8)}
+    x = {"x": RNG.normal(size=(2, 4, 6, 6)).astype(np.float32)}
+    found = lower(rescale(graph, params, scales)[0])(rescale(graph, params, scales)[1], {}, x)
+    wanted = reference(model, x)["y"]
+    assert np.abs(found["y"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    with pytest.raises(ConfigError, match="no pair of layers begins with tensor 'c3'"):
+        rescale(graph, params, {"c3": np.ones(8)})
+    with pytest.raises(ConfigError, match="must be 8 positive numbers"):
+        rescale(graph, params, {"c1": np.zeros(8)})
 
 
 def test_a_dead_channel_is_left_alone():

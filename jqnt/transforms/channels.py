@@ -1,12 +1,17 @@
 """What a positive factor per channel passes through: f(x / s) = f(x) / s."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from jqnt.errors import JqntError
 from jqnt.graph.ir import Graph, Node
 from jqnt.graph.match import sole_reader
 from jqnt.graph.roles import Weight, weight_of
+from jqnt.graph.shapes import infer_shapes
 from jqnt.transforms.bounds import clip_bounds
 from jqnt.types import Params
 
@@ -32,12 +37,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the channels are: before `trailing` axes, or last (`flat`)."""
+    """Where the channels are: before `trailing` axes, or last (`flat`), or, with `heads`, on two
+    axes: the last one, and the one at `head_axis` (counted from the end) of that size."""
 
     channels: int
     trailing: int
     flat: bool
     pooled: bool = False
+    heads: int = 0
+    head_axis: int = 0
 
 
 _ANYWHERE = frozenset({"Relu", "LeakyRelu", "PRelu"})
@@ -48,9 +56,11 @@ def equalizable_pairs(graph: Graph, params: Params) -> list[Pair]:
     """Consecutive weights that nothing keeps from sharing scale, in order of the first.
 
     Every tensor on the way has one reader and is no output of the graph; weights and biases are
-    params with one reader.
+    params with one reader. A MatMul's bias is what an Add behind it adds. Attention's values
+    reach the output projection through the heads: softmax(..) (V / s) = (softmax(..) V) / s.
     """
     pairs = []
+    shapes = _Shapes(graph, params)
     for writer in graph.nodes:
         first = _own_weight(graph, params, writer)
         if first is None or first.channel_axis is None:
@@ -62,13 +72,21 @@ def equalizable_pairs(graph: Graph, params: Params) -> list[Pair]:
             continue
         between: list[Node] = []
         tensor, here = writer.outputs[0], layout
+        if writer.op == "MatMul" and (add := sole_reader(graph, tensor)) is not None:
+            others = [name for name in add.inputs if name != tensor]
+            if add.op == "Add" and len(others) == 1 and others[0] in params:
+                if not _is_bias(graph, params, others[0], add, layout.channels):
+                    continue
+                first = replace(first, bias=others[0])
+                between.append(add)
+                tensor = add.outputs[0]
         while (node := sole_reader(graph, tensor)) is not None:
             second = _own_weight(graph, params, node)
             if second is not None and second.data == tensor:
                 if (pair := _pair(layout, here, first, second, node, between, params)) is not None:
                     pairs.append(pair)
                 break
-            if (after := _through(graph, params, node, tensor, here)) is None:
+            if (after := _through(graph, params, shapes, node, tensor, here)) is None:
                 break
             between.append(node)
             tensor, here = node.outputs[0], after
@@ -86,7 +104,7 @@ def _pair(
 ) -> Pair | None:
     group = node.attrs.get("group", 1) if node.op == "Conv" else 1
     inputs = np.shape(params[second.tensor])[second.input_axis] * group
-    if here.flat == node.op.startswith("Conv") or inputs % layout.channels:
+    if here.heads or here.flat == node.op.startswith("Conv") or inputs % layout.channels:
         return None
     repeat = inputs // layout.channels
     return Pair(first, second, tuple(between), layout.channels, layout.trailing, repeat, group)
@@ -108,11 +126,43 @@ def _own_weight(graph: Graph, params: Params, node: Node) -> Weight | None:
     return weight if all(sole_reader(graph, name) is node for name in names) else None
 
 
+class _Shapes:
+    """Shapes of tensors, found when they are first asked for; none where they are not known."""
+
+    def __init__(self, graph: Graph, params: Params):
+        self.graph, self.params = graph, params
+
+    @cached_property
+    def known(self) -> Mapping[str, Any]:
+        """Tensor name -> something with a shape."""
+        try:
+            # Symbolic sizes are 3, which is no likely number of heads.
+            return infer_shapes(self.graph, self.params, batch=3)
+        except JqntError:
+            return {}
+
+    def of(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor, if it is known."""
+        return self.known[name].shape if name in self.known else None
+
+
+def _is_bias(graph: Graph, params: Params, name: str, add: Node, channels: int) -> bool:
+    return np.shape(params[name]) == (channels,) and sole_reader(graph, name) is add
+
+
 def _through(
-    graph: Graph, params: Params, node: Node, tensor: str, here: _Layout
+    graph: Graph, params: Params, shapes: _Shapes, node: Node, tensor: str, here: _Layout
 ) -> _Layout | None:
     """The layout behind `node`, or None if the factors do not pass."""
-    if node.domain or node.inputs[0] != tensor or len([o for o in node.outputs if o]) != 1:
+    if node.domain or len([o for o in node.outputs if o]) != 1:
+        return None
+    if node.op == "Identity":
+        return here
+    if node.op in ("Mul", "Div") and not here.pooled:
+        return here if _scales_evenly(graph, params, shapes, node, tensor, here) else None
+    if here.heads or (here.flat and here.trailing == 0 and node.op == "Reshape"):
+        return _through_heads(shapes, node, tensor, here)
+    if node.inputs[0] != tensor:
         return None
     flattened = here.flat and here.trailing > 0
     if node.op in _ANYWHERE:
@@ -138,6 +188,44 @@ def _through(
         return _behind_mean(graph, node, here)
     if here.pooled and node.op in ("Reshape", "Squeeze"):
         return _behind_reshape(graph, node, here)
+    return None
+
+
+def _scales_evenly(
+    graph: Graph, params: Params, shapes: _Shapes, node: Node, tensor: str, here: _Layout
+) -> bool:
+    """A product with one number, or element by element with another activation (a gate)."""
+    if node.op == "Div" and node.inputs[0] != tensor:
+        return False
+    other = next((name for name in node.inputs if name != tensor), None)
+    if other is None:
+        return False
+    value = params.get(other, graph.constants.get(other))
+    if value is not None:
+        return np.size(value) == 1
+    own, gate = shapes.of(tensor), shapes.of(other)
+    return own is not None and own == gate and not (here.flat and here.trailing)
+
+
+def _through_heads(shapes: _Shapes, node: Node, tensor: str, here: _Layout) -> _Layout | None:
+    """Into heads, across them, and back: Reshape, Transpose, MatMul with the probabilities."""
+    out = shapes.of(node.outputs[0])
+    if out is None:
+        return None
+    if node.op == "Reshape" and node.inputs[0] == tensor:
+        if not here.heads:
+            last = tuple(out)[-2:]
+            split = len(last) == 2 and last[0] * last[1] == here.channels and last[1] > 1
+            return replace(here, heads=last[0], head_axis=-2) if split else None
+        merged = here.head_axis == -2 and out[-1] == here.channels
+        return replace(here, heads=0, head_axis=0) if merged else None
+    if node.op == "Transpose" and node.inputs[0] == tensor:
+        perm = [int(axis) - len(out) for axis in node.attrs.get("perm", range(len(out))[::-1])]
+        if perm[-1] != -1:
+            return None
+        return replace(here, head_axis=perm.index(here.head_axis) - len(out))
+    if node.op == "MatMul" and node.inputs[1] == tensor != node.inputs[0]:
+        return here if here.heads and here.head_axis <= -3 else None
     return None
 
 
