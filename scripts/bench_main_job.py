@@ -201,7 +201,7 @@ def integer_rows(data: Path) -> Iterator[Row]:
             (found,) = run({"input": x}).values()
             differ, total = differ + int((np.asarray(found) != wanted).sum()), total + wanted.size
         yield row(f"{stem}: integers against onnxruntime", differ, "logits", "0",
-                  differ == 0, f"of {total}; QOperator, unoptimized, x64quantprecision")  # fmt: skip
+                  differ == 0, f"of {total}; QOperator, not optimized, x64 precision")  # fmt: skip
 
 
 def export_rows(data: Path) -> Iterator[Row]:

@@ -137,7 +137,8 @@ def test_files_read_back_are_the_layers():
             theirs.inputs,
             theirs.outputs,
         )
-        assert dict(ours.params) == dict(theirs.params)
+        stored = {key: np.float32(value) for key, value in ours.params.items()}
+        assert stored == {key: np.float32(value) for key, value in theirs.params.items()}
         for a, b in zip(ours.arrays, theirs.arrays, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -184,10 +185,10 @@ def test_tables_read_back_are_equal():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("n_c ", "n_d "), "line 3, 'n_d': no such layer; did you mean 'n_c'"),
+        (("n_c ", "n_d "), "line 3, 'n_d': no such layer; did you mean .*'n_c'"),
         (("n_c_param_0 ", "n_c_param_0 -"), "positive numbers"),
         (("n_y_param_0 ", "n_y_param_0 a"), "are no numbers"),
-        (("n_c_param_0", "n_y_param_0"), "layer 'n_c' has no line 'n_c_param_0'"),
+        (("n_c_param_0", "n_y_param_0"), "'n_y_param_0': tensor 'v' has another scale"),
     ],
     ids=range(4),
 )

@@ -46,7 +46,7 @@ def _window_apply(
     return jnp.round(jnp.clip(value, low, high)).astype(jnp.int32)
 
 
-def in_order(x: Float[Array, "n *space c"]) -> Float[Array, "n *space c"]:
+def in_order(x: Float[Array, "n *space c"]) -> Float[Array, "n *ones c"]:
     """The mean over space of a channels-last float array, pixel after pixel in float32."""
     pixels = jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 0)
     total, _ = lax.scan(lambda s, p: (s + p, None), jnp.zeros_like(pixels[0]), pixels)

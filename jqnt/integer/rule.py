@@ -71,7 +71,7 @@ def store(codes: Int[Array, "..."], encoding: Encoding) -> Int[Array, "..."]:
     return (codes - box.shift).astype(box.dtype)
 
 
-def settled(x: Int[Array, "..."], traced: Any) -> Int[Array, "..."]:
+def settled(x: Num[Array, "..."], traced: Any) -> Num[Array, "..."]:
     """x, computed once and kept in memory on the CPU.
 
     XLA fuses what made x into each of its readers, each tap of a window among them, and what
@@ -79,7 +79,7 @@ def settled(x: Int[Array, "..."], traced: Any) -> Int[Array, "..."]:
     a branch does. `traced` is an integer that the compiler does not know.
     """
 
-    def branch(x: Int[Array, "..."]) -> Int[Array, "..."]:
+    def branch(x: Num[Array, "..."]) -> Num[Array, "..."]:
         return jax.lax.cond(traced > -(2**20), lambda: x, lambda: jnp.zeros_like(x))
 
     return jax.lax.platform_dependent(x, cpu=branch, default=lambda x: x)
