@@ -144,7 +144,8 @@ def test_every_format_is_one_rule_and_runs(rule, granularities):
     exact = np.asarray(APPLY(PARAMS, {}, BATCHES[0])["y"])
     found = np.asarray(APPLY(PARAMS, bind(theta, laid), BATCHES[0])["y"])
     bits = rule.number_format.bits
-    share = {2: 0.8, 4: 0.25}.get(bits, 0.06)
+    # e4m3 rounds to a 16th, and MX's shared power of two cuts off up to an eighth.
+    share = {2: 0.8, 4: 0.25, 8: 0.15}.get(bits, 0.06)
     assert 0 < np.abs(found - exact).max() < share * np.abs(exact).max()
     grads = jax.grad(lambda p: APPLY(p, bind(theta, laid), BATCHES[0])["y"].sum())(PARAMS)
     assert np.isfinite(np.asarray(grads["w"])).all() and np.asarray(grads["w"]).any()
