@@ -27,6 +27,7 @@ from jqnt.learn.allocate import allocate
 from jqnt.learn.calibrate import calibrate
 from jqnt.learn.fit import fit
 from jqnt.learn.kinds import by_kind
+from jqnt.learn.mesh import data_mesh, spread_batches
 from jqnt.learn.method import Method
 from jqnt.learn.prices import prices
 from jqnt.learn.qat import qat
@@ -78,6 +79,7 @@ __all__ = [
     "calibrate",
     "cleanup",
     "compare",
+    "data_mesh",
     "demo",
     "equalize",
     "errors",
@@ -113,6 +115,7 @@ __all__ = [
     "session",
     "settle",
     "space",
+    "spread_batches",
     "thaw",
     "transforms",
     "with_choices",

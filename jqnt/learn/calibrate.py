@@ -145,6 +145,8 @@ def checked_batches(
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(f"{where} is no mapping of input names to arrays")
         for name, value in batch.items():
+            if isinstance(value, jax.Array) and not value.is_fully_addressable:
+                value = value.addressable_shards[0].data  # each process looks at its own
             array = np.asarray(value)
             if array.size == 0:
                 raise DataError(f"{where}: array {name!r} is empty, of shape {array.shape}")

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jqnt.errors import ConfigError
 
-__all__ = ["Spread", "data_mesh", "place", "spread_batches"]
+__all__ = ["Spread", "collect", "data_mesh", "place", "spread_batches"]
 
 _AXIS = "data"
 
@@ -36,6 +37,20 @@ def place(value: Any, mesh: Mesh, *, sharded: bool = False) -> Any:
         return _put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, value)
+
+
+def collect(value: Any) -> Any:
+    """`value` with every array whole and in this process's memory, as numpy.
+
+    What several processes hold in parts is sent around: all of them must call it.
+    """
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, value)
 
 
 @struct.dataclass
@@ -74,15 +89,14 @@ def spread_batches(batches: Iterable[Mapping[str, Any]], mesh: Mesh) -> Iterator
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:
-    if jax.process_count() == 1 or jnp.issubdtype(_dtype(leaf), jax.dtypes.prng_key):
+    if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        bits = _put(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
     # Each process holds all of it and hands over the parts of its own devices.
     array = np.asarray(leaf)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _dtype(leaf: Any) -> Any:
-    return getattr(leaf, "dtype", np.float32)
 
 
 def _split(shape: tuple[int, ...], count: int) -> PartitionSpec:

@@ -17,7 +17,7 @@ from jqnt.learn.average import averaged, with_average
 from jqnt.learn.divergence import Divergence, kl, output_mse, with_targets
 from jqnt.learn.fit import Progress, start
 from jqnt.learn.kinds import by_kind, of_kind
-from jqnt.learn.mesh import Spread, place
+from jqnt.learn.mesh import Spread, collect, place
 from jqnt.learn.method import Method, Task, task
 from jqnt.learn.source import Draw
 from jqnt.learn.train import Watch, train
@@ -91,7 +91,10 @@ def qat(
         read=averaged if method.average is not None else None,
         progress=progress,
     ).best
-    return jax.device_get(found["params"]), found["theta"]
+    if mesh is None:
+        return jax.device_get(found["params"]), found["theta"]
+    found = collect(found)
+    return found["params"], jax.tree.map(jnp.asarray, found["theta"])
 
 
 def divergence_of(targets: Mapping[str, Any]) -> Divergence:
