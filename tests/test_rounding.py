@@ -13,14 +13,8 @@ from jqnt.formats import Granularity
 from jqnt.graph.ir import Node
 from jqnt.learn.gram import accumulate, zero_moments
 from jqnt.learn.layer import layer_of, matrix
-from jqnt.learn.rounding import (
-    annealed,
-    choices,
-    learn_rounding,
-    regularizer,
-    rounded_up,
-    soft_logit,
-)
+from jqnt.learn.rounding import choices, learn_rounding, rounded_up
+from jqnt.learn.rows import _solved, annealed, regularizer, soft_logit
 from jqnt.quantizers import Affine
 
 KEY = jax.random.key(0)
@@ -134,14 +128,12 @@ def test_the_gradient_is_that_of_the_quadratic():
 
 
 def test_equal_shapes_share_one_program():
-    from jqnt.learn.fit import _chunk
-
     for seed in range(2):
         moments, w, quantizer, *_ = problem(seed)
         learn_rounding(LAYER, moments, w, quantizer, steps=5 + seed, key=KEY)
         if seed == 0:
-            before = _chunk._cache_size()
-    assert _chunk._cache_size() == before
+            before = _solved._cache_size()
+    assert _solved._cache_size() == before
 
 
 def test_rounded_up_is_exact():

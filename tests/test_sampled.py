@@ -13,7 +13,8 @@ from jqnt.graph.lower import lower
 from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import sampled
 from jqnt.learn.adaround import adaround
-from jqnt.learn.blocks import block_of, blocks_of, compiled_block, layers_of
+from jqnt.learn.blocks import blocks_of, layers_of
+from jqnt.learn.piece import compiled, piece_of
 from jqnt.learn.reads import reads
 from jqnt.learn.sampled import reconstruct_samples
 from jqnt.plan import bind
@@ -55,19 +56,19 @@ def test_a_block_computes_what_the_graph_does():
     x = np.random.default_rng(0).normal(size=(3, 2, 6, 6)).astype(np.float32)
     whole = lower(graph)(params, {}, {"x": x}, want=("r1", "f", "y"))
     for span in blocks_of(graph, found_in(graph, params), least=1):
-        block = block_of(graph, span)
+        block = piece_of(graph, span.starts, (span.end,))
         given = {block.names[s]: whole.get(s, x) for s in span.starts}
         inner = {block.names[n]: v for n, v in params.items() if n in block.names}
-        y = compiled_block(block)(inner, {}, given)[block.end]
+        y = compiled(block)(inner, {}, given)[block.end]
         np.testing.assert_allclose(y, whole[span.end], rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_of_equal_structure_are_equal():
     graph, params = residual()
     spans = blocks_of(graph, found_in(graph, params), least=1)
-    first, second = (block_of(graph, spans[i]) for i in (1, 1))
-    assert first == second and compiled_block(first) is compiled_block(second)
-    assert block_of(graph, spans[0]) != first
+    first, second = (piece_of(graph, spans[i].starts, (spans[i].end,)) for i in (1, 1))
+    assert first == second and compiled(first) is compiled(second)
+    assert piece_of(graph, spans[0].starts, (spans[0].end,)) != first
 
 
 def test_drop_keeps_a_share_of_the_elements():

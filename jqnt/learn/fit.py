@@ -15,7 +15,7 @@ from jqnt.learn.source import Batches, Source, sources
 from jqnt.learn.trainable import Trainable, everything, merge, split
 from jqnt.types import Leaf
 
-__all__ = ["Fit", "Loss", "Progress", "Project", "advance", "fit", "start"]
+__all__ = ["Fit", "Loss", "Progress", "Project", "advance", "fit", "start", "within"]
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
 """`loss(value, batch, *, step, key) -> (scalar, aux)`: a function of the module level (or one
@@ -91,6 +91,23 @@ def fit(
         if progress is not None:
             progress(done, steps, metrics)
     return now
+
+
+def within(
+    loss: Loss,
+    theta: Any,
+    optimizer: optax.GradientTransformation,
+    source: Source,
+    *,
+    steps: Any,
+    key: PRNGKeyArray,
+) -> Any:
+    """`fit` of every leaf as a part of a larger program: theta after `steps` (traced) steps.
+
+    Whether the loss stayed finite is the caller's to see.
+    """
+    now = start(theta, optimizer, key=key)
+    return _chunk(now, source, steps, loss=loss, optimizer=optimizer, project=None)[0].theta
 
 
 def advance(

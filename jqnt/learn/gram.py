@@ -2,9 +2,11 @@
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -41,14 +43,16 @@ class Moments:
     count: Leaf
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def zero_moments(groups: int, out: int, inner: int) -> Moments:
-    """Before the first batch."""
-    z = jnp.zeros
-    go = (groups, out)
+    """Before the first batch; on the host, so that no program is compiled for it."""
+
+    def z(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
     return Moments(
-        z((groups, inner, inner)), z((*go, inner)), z(go), z((groups, inner)), z(go), z(go), z(())
-    )
+        z(groups, inner, inner), z(groups, out, inner), z(groups, out), z(groups, inner),
+        z(groups, out), z(groups, out), z(),
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("layer",), donate_argnames=("moments",))
@@ -90,20 +94,19 @@ def centred(moments: Moments) -> Moments:
     )
 
 
-def best_bias(
-    moments: Moments, delta: Float[Array, "groups out inner"]
-) -> Float[Array, "groups out"]:
+def best_bias(moments: Moments, delta: Float[Any, "groups out inner"]) -> Float[Any, "groups out"]:
     """mean(r) - dW mean(p~): what to add to the bias (empirical bias correction)."""
-    mean = jnp.einsum("gok,gk->go", delta, moments.patch)
-    return (moments.residual - mean) / moments.count
+    return (moments.residual - (delta @ moments.patch[:, :, None])[..., 0]) / moments.count
 
 
-def quadratic(
-    moments: Moments, delta: Float[Array, "groups out inner"]
-) -> Float[Array, "groups out"]:
-    """The error of each output channel: dw' gram dw - 2 dw' cross + power."""
-    square = jnp.sum(jnp.einsum("gok,gkl->gol", delta, moments.gram) * delta, -1)
-    return square - 2 * jnp.sum(delta * moments.cross, -1) + moments.power
+def quadratic(moments: Moments, delta: Float[Any, "groups out inner"]) -> Float[Any, "groups out"]:
+    """The error of each output channel: dw' gram dw - 2 dw' cross + power.
+
+    Like `centred` and `best_bias` it takes arrays of JAX and of numpy, whose results they keep:
+    on the host the bookkeeping between layers compiles nothing.
+    """
+    half = delta @ moments.gram - 2 * moments.cross
+    return (half * delta).sum(-1) + moments.power
 
 
 def _products(

@@ -10,7 +10,8 @@ from jaxtyping import PRNGKeyArray
 
 from jqnt.affine import divide
 from jqnt.learn.ledger import Report
-from jqnt.learn.rounding import soft_logit, soft_of
+from jqnt.learn.rounding import soft_of
+from jqnt.learn.rows import soft_logit
 from jqnt.learn.search import Found, search
 from jqnt.learn.space import Space
 from jqnt.learn.together import together

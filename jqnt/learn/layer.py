@@ -1,6 +1,6 @@
 """A layer as a matrix product: convolution, Gemm or MatMul on patches of its input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,6 +42,12 @@ class Layer:
     def groups(self) -> int:
         """1, or the `group` of a convolution."""
         return dict(self.attrs).get("group", 1)
+
+    @property
+    def form(self) -> "Layer":
+        """What decides how the weight is a matrix: layers that differ in strides are equal here."""
+        kept = tuple((k, v) for k, v in self.attrs if k in ("group", "transB"))
+        return replace(self, attrs=kept)
 
 
 def layer_of(node: Node, weight: str, shape: tuple[int, ...], perm: tuple[int, ...] = ()) -> Layer:

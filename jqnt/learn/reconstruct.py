@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from jqnt.errors import UnsupportedError
@@ -95,6 +96,7 @@ def reconstruct(
         if i < last[read.weight]:
             sums[read.weight] = total
             continue
+        total = jax.tree.map(np.asarray, total)
         own = read.bias if bias and [r.weight for r in found].count(read.weight) == 1 else None
         aim = total if own is None else centred(total)
         quantizer = _affine(theta[read.weight])
@@ -102,16 +104,16 @@ def reconstruct(
         theta[read.weight], base = method(read.layer, aim, w, quantizer, key=layer_key)
         if base is not w:
             _set(lossy, changed, read.weight, base)
-        delta = _change(read.layer, theta[read.weight], base, w)
+        old, new = _changes(read.layer.form, quantizer, theta[read.weight], base, w)
         if own is not None:
-            shift = best_bias(total, delta).reshape(-1) / read.beta
-            _set(lossy, changed, own, lossy[own] + shift)
+            shift = best_bias(total, new).reshape(-1) / read.beta
+            _set(lossy, changed, own, np.asarray(lossy[own]) + shift)
         layers.append(
             LayerError(
                 read.weight,
                 tuple(r.node.name for r in found if r.weight == read.weight),
-                _relative(total, _change(read.layer, quantizer, w, w)),
-                _relative(aim, delta),
+                _relative(total, old),
+                _relative(aim, new),
             )
         )
         if progress is not None:
@@ -170,21 +172,22 @@ def _set(lossy: Params, changed: Params, name: str, value: Any) -> None:
     changed[name] = jax.device_get(value)
 
 
+def _changes(
+    layer: Layer, old: Affine, new: Affine | SoftRound, base: Any, w: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """W~ - W as matrices: as it was quantized before, and what `new` makes of `base`."""
+    return jax.device_get(_deltas(layer, old, new, base, w))
+
+
 @functools.partial(jax.jit, static_argnames=("layer",))
-def _change(layer: Layer, quantizer: Affine | SoftRound, base: Any, w: Any) -> Any:
-    """W~ - W as matrices, W~ being what the quantizer makes of `base`."""
-    return matrix(layer, quantizer(base) - w)
+def _deltas(layer: Layer, old: Any, new: Any, base: Any, w: Any) -> tuple[Any, Any]:
+    return matrix(layer, old(w) - w), matrix(layer, new(base) - w)
 
 
-def _relative(moments: Moments, delta: Any) -> float:
+def _relative(moments: Moments, delta: np.ndarray) -> float:
     """The error over the power of the float output."""
-    return float(_ratio(moments, delta))
-
-
-@jax.jit
-def _ratio(moments: Moments, delta: Any) -> Any:
-    error, signal = jnp.sum(quadratic(moments, delta)), jnp.sum(moments.signal)
-    return error / jnp.maximum(signal, jnp.finfo(jnp.float32).tiny)
+    error, signal = quadratic(moments, delta).sum(), moments.signal.sum()
+    return float(error / max(signal, np.finfo(np.float32).tiny))
 
 
 def _zero(read: Read, w: Any) -> Moments:

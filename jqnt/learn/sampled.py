@@ -13,11 +13,13 @@ from jqnt.affine import divide, rectified_sigmoid
 from jqnt.graph.ir import Graph
 from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import walk
-from jqnt.learn.blocks import Block, Span, block_of, blocks_of, compiled_block, layers_of
+from jqnt.learn.blocks import Span, blocks_of, layers_of
 from jqnt.learn.fit import Progress, fit
+from jqnt.learn.piece import Piece, compiled, piece_of
 from jqnt.learn.reads import reads
 from jqnt.learn.reconstruct import learnable, value_of
-from jqnt.learn.rounding import SURE, regularizer, soft_logit, soft_of
+from jqnt.learn.rounding import SURE, soft_of
+from jqnt.learn.rows import regularizer, soft_logit
 from jqnt.learn.source import Draw, Stream
 from jqnt.plan import Options, Plan, Theta, bind
 from jqnt.quantizers import Affine, Dropped, SoftRound, grid
@@ -113,7 +115,7 @@ class BlockLoss:
     `groups` maps each quantized tensor inside to the entry of theta that holds its quantizer.
     """
 
-    block: Block
+    block: Piece
     groups: tuple[tuple[str, str], ...]
 
     def __call__(
@@ -133,7 +135,7 @@ class BlockLoss:
             chosen = theta[group]
             soft = isinstance(chosen, SoftRound)
             qparams[tensor] = chosen if soft else Dropped(chosen, settings["drop"], k)
-        y = compiled_block(self.block)(value["params"], qparams, inputs)[self.block.end]
+        y = compiled(self.block)(value["params"], qparams, inputs)[self.block.end]
         error = jnp.sum((y - batch["target"]) ** 2) / y.shape[0]
         progress = step / settings["steps"]
         logits = [q.logit for q in theta.values() if isinstance(q, SoftRound)]
@@ -144,7 +146,7 @@ class BlockLoss:
 class _Problem(NamedTuple):
     """A block with its parameters and quantizers, by the block's names."""
 
-    block: Block
+    block: Piece
     groups: tuple[tuple[str, str], ...]
     params: dict[str, Any]
     theta: dict[str, Any]
@@ -157,7 +159,7 @@ class _Problem(NamedTuple):
 
 
 def _problem(graph: Graph, span: Span, plan: Plan, params: Params, theta: Theta) -> _Problem:
-    block = block_of(graph, span)
+    block = piece_of(graph, span.starts, (span.end,))
     ordinal = {name: short for name, short in block.names.items() if name not in span.starts}
     groups, outer = [], {}
     for tensor, short in ordinal.items():
@@ -184,7 +186,7 @@ def _problem(graph: Graph, span: Span, plan: Plan, params: Params, theta: Theta)
 
 
 def _samples(
-    graph: Graph, front: walk.Front, span: Span, block: Block, networks: walk.Networks
+    graph: Graph, front: walk.Front, span: Span, block: Piece, networks: walk.Networks
 ) -> dict[str, Any]:
     """Inputs of the block in both networks, and its output in the float one; all samples."""
     wanted = tuple(dict.fromkeys((*span.starts, span.end)))

@@ -19,7 +19,7 @@ from jqnt.learn.divergence import Divergence, output_mse, with_targets
 from jqnt.learn.milp import Coupling
 from jqnt.learn.prices import Prices
 from jqnt.learn.relaxation import Relaxation, first_bits, relaxed
-from jqnt.learn.rounding import regularizer
+from jqnt.learn.rows import regularizer
 from jqnt.learn.trial import Trial, trial
 from jqnt.plan import Options, Plan, Theta
 from jqnt.quantizers import SoftRound

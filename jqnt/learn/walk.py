@@ -1,5 +1,6 @@
 """The float and the quantized network side by side: what each layer is given, layer by layer."""
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from jqnt.errors import DataError
 from jqnt.graph.ir import Graph, captured
 from jqnt.graph.lower import lower
 from jqnt.graph.match import static_tensors
-from jqnt.types import Params, QParams
+from jqnt.learn.piece import Piece, compiled, piece_of
+from jqnt.types import Apply, Params, QParams
 
 __all__ = ["Front", "Networks", "Pair", "advance", "fits", "frontier", "look", "start"]
 
@@ -54,9 +56,8 @@ def start(
         if missing := [name for name in graph.inputs if name not in batch]:
             raise DataError(f"batch {i} has no {missing[0]!r}; it has {', '.join(batch)}")
         exact = {name: jnp.asarray(batch[name]) for name in graph.inputs}
-        q = networks.qparams
-        lossy = {name: q[name](x) if name in q else x for name, x in exact.items()}
-        pairs.append(Pair(exact, lossy))
+        own = {name: q for name, q in networks.qparams.items() if name in exact}
+        pairs.append(Pair(exact, {**exact, **_quantized(own, {n: exact[n] for n in own})}))
     if not pairs:
         raise DataError("there are no calibration batches")
     return Front(graph.inputs, pairs)
@@ -107,12 +108,33 @@ def _run(
     """One compiled program for both networks; none where the front has all that is wanted."""
     if set(names) <= set(front.names):
         return lambda pair: Pair(*({name: side[name] for name in names} for side in pair))
-    apply = lower(graph, front.names, tuple(names))
     # What the front holds has been quantized already.
     later = {name: q for name, q in networks.qparams.items() if name not in front.names}
+    piece = piece_of(graph, front.names, names)
+    if any(isinstance(v, Graph) for node in piece.nodes for _, v in node[-1]):
+        # Bodies of control flow read outer names, which are the graph's own.
+        program = jax.jit(functools.partial(_both, lower(graph, front.names, tuple(names))))
+        return lambda pair: program(networks.exact, networks.lossy, later, pair)
+    exact, lossy, later = (piece.own(v) for v in (networks.exact, networks.lossy, later))
+    outer = {piece.names[name]: name for name in names}
 
-    @jax.jit
-    def program(exact: Any, lossy: Any, later: Any, pair: Pair) -> Pair:
-        return Pair(apply(exact, {}, pair.exact), apply(lossy, later, pair.lossy))
+    def run(pair: Pair) -> Pair:
+        given = Pair(*({piece.names[name]: side[name] for name in front.names} for side in pair))
+        found = _program(piece, exact, lossy, later, given)
+        return Pair(*({outer[name]: x for name, x in side.items()} for side in found))
 
-    return lambda pair: program(networks.exact, networks.lossy, later, pair)
+    return run
+
+
+@jax.jit
+def _quantized(qparams: QParams, values: Any) -> Any:
+    return {name: quantizer(values[name]) for name, quantizer in qparams.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _program(piece: Piece, exact: Any, lossy: Any, later: Any, pair: Pair) -> Pair:
+    return _both(compiled(piece), exact, lossy, later, pair)
+
+
+def _both(apply: Apply, exact: Any, lossy: Any, later: Any, pair: Pair) -> Pair:
+    return Pair(apply(exact, {}, pair.exact), apply(lossy, later, pair.lossy))
