@@ -14,13 +14,15 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """The latest `keep` states under a folder, one a step; a half-written one is never seen.
+    """The latest `keep` states (None: all) under a folder, one a step.
+
+    A half-written one is never seen.
 
     A state is any pytree of arrays, random keys among them. Arrays come back with the type, the
     bits and the placement on devices that the example has.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2):
+    def __init__(self, directory: str | Path, keep: int | None = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute(),
@@ -31,6 +33,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last step that was saved whole."""
         return self._manager.latest_step()
+
+    def steps(self) -> tuple[int, ...]:
+        """All steps that were saved whole and are kept."""
+        return tuple(self._manager.all_steps())
 
     def save(self, step: int, state: Any) -> None:
         """Returns when the state is on disk."""
@@ -55,6 +61,13 @@ class Checkpoints:
             )
         kept = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         return structure.unflatten(_like(kept[f"{i:05d}"], leaf) for i, leaf in enumerate(leaves))
+
+    def leaves(self, step: int) -> list[np.ndarray]:
+        """The arrays of `step` in the order in which they were saved, whatever they are."""
+        saved = dict(self._manager.item_metadata(step))
+        wanted = {name: np.empty(m.shape, m.dtype) for name, m in saved.items()}
+        kept = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+        return [np.asarray(kept[name]) for name in sorted(kept)]
 
     def close(self) -> None:
         """Waits for and ends what Orbax runs beside."""

@@ -1,6 +1,7 @@
 """The exact full-batch error of a layer's weight perturbation, from second moments alone."""
 
 import functools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +65,34 @@ def accumulate(
     lossy: Float[Array, "..."],
 ) -> Moments:
     """Adds a batch: the layer's input in the float network and in the quantized one."""
+    size = _chunk(layer, lossy)
+    if size == len(lossy):
+        return _added(layer, moments, w, exact, lossy)
+    chunks = [x.reshape(-1, size, *x.shape[1:]) for x in (exact, lossy)]
+
+    def step(total, pair):
+        return _added(layer, total, w, *pair), None
+
+    return jax.lax.scan(step, jax.tree.map(jnp.asarray, moments), tuple(chunks))[0]
+
+
+CACHE = 2**22
+"""Bytes of patches that are made at a time: beyond, writing and reading them takes most of the
+time of the products."""
+
+
+def _chunk(layer: Layer, x: Array) -> int:
+    """How many samples' patches are made at a time, a divisor of all; all where none are copied."""
+    shapes = jax.eval_shape(functools.partial(patches, layer), x)
+    if len(shapes) == 1 or layer.groups > 1:
+        return len(x)
+    size = sum(4 * math.prod(s.shape) for s in shapes) / len(x)
+    return next(
+        n for n in range(len(x), 0, -1) if (len(x) % n == 0 and n * size <= CACHE) or n == 1
+    )
+
+
+def _added(layer: Layer, moments: Moments, w: Array, exact: Array, lossy: Array) -> Moments:
     parts = patches(layer, lossy)
     r = outputs(layer, product(layer, exact - lossy, w))
     y = outputs(layer, product(layer, exact, w))

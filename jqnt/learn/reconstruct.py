@@ -17,6 +17,7 @@ from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import walk
 from jqnt.learn.fit import Progress
 from jqnt.learn.gram import Moments, accumulate, best_bias, centred, quadratic, zero_moments
+from jqnt.learn.journal import Entry, Journal
 from jqnt.learn.layer import Layer, matrix
 from jqnt.learn.reads import Read, reads
 from jqnt.learn.rounding import Rounded
@@ -61,6 +62,7 @@ def reconstruct(
     *,
     bias: bool = False,
     memory: int = 2**30,
+    journal: Journal | None = None,
     progress: Progress | None = None,
     key: PRNGKeyArray,
 ) -> Reconstruction:
@@ -70,7 +72,8 @@ def reconstruct(
     formats as `theta` and `plan` have them), its target the float network's output: errors of
     earlier layers are made up for. `bias` also corrects the bias of layers that have one of
     their own. Activations are kept between layers where all batches of both networks fit into
-    `memory` bytes, and computed again from the last kept ones elsewhere.
+    `memory` bytes, and computed again from the last kept ones elsewhere. With a `journal` what was
+    found before an interruption is not computed again.
 
     Raises UnsupportedError for weights whose format is still being searched, or tied, and
     DataError for batches that are empty or lack an input.
@@ -89,37 +92,56 @@ def reconstruct(
         names = walk.frontier(graph, read.position, [r.data for r in found[i:]])
         if walk.fits(shapes, names, len(front.pairs), memory):
             front = walk.advance(graph, front, names, networks)
+        entry = None if journal is None else journal.recall(last[read.weight], theta)
         w = value_of(graph, exact, read.weight)
-        total = sums.pop(read.weight, None) or _zero(read, w)
-        for pair in walk.look(graph, front, (read.data,), networks):
-            total = accumulate(read.layer, total, w, pair.exact[read.data], pair.lossy[read.data])
-        if i < last[read.weight]:
+        if entry is None:
+            total = sums.pop(read.weight, None) or zero_moments(*matrix(read.layer, w).shape)
+            for pair in walk.look(graph, front, (read.data,), networks):
+                given = pair.exact[read.data], pair.lossy[read.data]
+                total = accumulate(read.layer, total, w, *given)
             sums[read.weight] = total
+        if i < last[read.weight]:
             continue
-        total = jax.tree.map(np.asarray, total)
-        own = read.bias if bias and [r.weight for r in found].count(read.weight) == 1 else None
-        aim = total if own is None else centred(total)
-        quantizer = _affine(theta[read.weight])
-        layer_key = jax.random.fold_in(key, len(layers))
-        theta[read.weight], base = method(read.layer, aim, w, quantizer, key=layer_key)
-        if base is not w:
-            _set(lossy, changed, read.weight, base)
-        old, new = _changes(read.layer.form, quantizer, theta[read.weight], base, w)
-        if own is not None:
-            shift = best_bias(total, new).reshape(-1) / read.beta
-            _set(lossy, changed, own, np.asarray(lossy[own]) + shift)
-        layers.append(
-            LayerError(
-                read.weight,
-                tuple(r.node.name for r in found if r.weight == read.weight),
-                _relative(total, old),
-                _relative(aim, new),
-            )
-        )
+        readers = [r for r in found if r.weight == read.weight]
+        if entry is None:
+            own = bias and len(readers) == 1
+            layer_key = jax.random.fold_in(key, len(layers))
+            total = jax.tree.map(np.asarray, sums.pop(read.weight))
+            entry = _solved(read, total, w, theta, lossy, method, own, layer_key)
+            if journal is not None:
+                journal.record(i, entry)
+        theta.update(entry.theta)
+        for name, value in entry.params.items():
+            _set(lossy, changed, name, value)
+        before, after = entry.errors
+        layers.append(LayerError(read.weight, tuple(r.node.name for r in readers), before, after))
         if progress is not None:
-            state = {"before": layers[-1].before, "after": layers[-1].after}
-            progress(len(layers), len(last), state)
+            progress(len(layers), len(last), {"before": before, "after": after})
     return Reconstruction(changed, theta, tuple(layers))
+
+
+def _solved(
+    read: Read,
+    total: Moments,
+    w: Any,
+    theta: Theta,
+    lossy: Params,
+    method: Method,
+    bias: bool,
+    key: PRNGKeyArray,
+) -> Entry:
+    """What the method makes of one layer, and of its bias."""
+    own = read.bias if bias else None
+    aim = total if own is None else centred(total)
+    quantizer = _affine(theta[read.weight])
+    better, base = method(read.layer, aim, w, quantizer, key=key)
+    old, new = _changes(read.layer.form, quantizer, better, base, w)
+    params = {} if base is w else {read.weight: base}
+    if own is not None:
+        shift = best_bias(total, new).reshape(-1) / read.beta
+        params[own] = np.asarray(lossy[own]) + shift
+    errors = _relative(total, old), _relative(aim, new)
+    return Entry({read.weight: better}, params, errors)
 
 
 def learnable(graph: Graph, theta: Theta, plan: Plan) -> tuple[str, ...]:
@@ -188,7 +210,3 @@ def _relative(moments: Moments, delta: np.ndarray) -> float:
     """The error over the power of the float output."""
     error, signal = quadratic(moments, delta).sum(), moments.signal.sum()
     return float(error / max(signal, np.finfo(np.float32).tiny))
-
-
-def _zero(read: Read, w: Any) -> Moments:
-    return zero_moments(*matrix(read.layer, w).shape)

@@ -63,9 +63,9 @@ def learn_rounding(
         return Rounded(rounded_up(layer.form, quantizer, up), w)
     (kept, moved), (up, other) = np.split(error, 2, 1), np.split(up, 2, 1)
     better = (moved < kept)[..., None]
-    base = np.where(better, *(matrix(layer, np.asarray(b)) for b in reversed(bases)))
+    base = np.where(better, *(np.asarray(matrix(layer, b)) for b in reversed(bases)))
     chosen = rounded_up(layer.form, quantizer, np.where(better, other, up))
-    return Rounded(chosen, tensor(layer, base))
+    return Rounded(chosen, tensor(layer, jnp.asarray(base)))
 
 
 @functools.partial(jax.jit, static_argnames=("layer",))
@@ -96,7 +96,7 @@ def refit(
     lifted = ridge * np.where(mean > 0, mean, 1)
     gram = gram + lifted[:, None, None] * np.eye(gram.shape[-1])
     change = np.linalg.solve(gram, np.swapaxes(cross, 1, 2)).astype(np.float32)
-    return w + jnp.asarray(tensor(layer, np.swapaxes(change, 1, 2)))
+    return w + tensor(layer, jnp.asarray(np.swapaxes(change, 1, 2)))
 
 
 @functools.partial(jax.jit, static_argnames=("layer",))
