@@ -27,6 +27,12 @@ def codes(rng, shape, dtype=np.uint8):
     return rng.integers(info.min, info.max + 1, shape).astype(dtype)
 
 
+def weight_codes(rng, shape):
+    """int8 of seven bits: where a processor has AVX2 and no VNNI, onnxruntime clips the sum of two
+    uint8 x int8 products to 16 bits, which nobody would want emulated."""
+    return rng.integers(-64, 64, shape).astype(np.int8)
+
+
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint4", "int4", "uint2", "int2")
 
 
@@ -149,7 +155,7 @@ def test_a_quantized_convolution_agrees_with_onnxruntime():
         "x": codes(rng, (2, 4, 8, 8)),
         "xs": np.asarray(0.02, np.float32),
         "xz": np.asarray(120, np.uint8),
-        "w": codes(rng, (6, 4, 3, 3), np.int8),
+        "w": weight_codes(rng, (6, 4, 3, 3)),
         "ws": rng.uniform(0.001, 0.01, 6).astype(np.float32),
         "wz": np.zeros(6, np.int8),
         "ys": np.asarray(0.05, np.float32),
@@ -215,6 +221,7 @@ def operators():
     product = {
         **triple(rng, "a", (4, 6), 0.0513, 120),
         **triple(rng, "b", (6, 5), 0.0209, 3, np.int8),
+        "b": weight_codes(rng, (6, 5)),
     }
     bias = {"c": rng.integers(-900, 900, 5).astype(np.int32)}
     yield "QGemm", {**product, **bias, **ends(0.1003, 110)}, {}
@@ -237,6 +244,7 @@ def test_operators_on_quantized_tensors_agree_with_onnxruntime(op, given, attrs)
 def test_a_quantized_gemm_without_output_scale_is_float():
     rng = np.random.default_rng(6)
     given = {**triple(rng, "a", (4, 6), 0.05, 120), **triple(rng, "b", (6, 5), 0.02, 3, np.int8)}
+    given["b"] = weight_codes(rng, (6, 5))
     agree(model("QGemm", given, floats("y"), 13, domain=MICROSOFT), given)
 
 
