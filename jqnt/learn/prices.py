@@ -65,17 +65,19 @@ class Prices:
 
     def check(self, budget: Sequence[float] | np.ndarray) -> np.ndarray:
         """The budgets less the constants, [kinds]; BudgetError, with the minimum, where one is
-        below what the cheapest options cost."""
+        below what the cheapest options cost. A budget that is the minimum but for the rounding of
+        float32 (1e-6 of it), in which latencies come, is the minimum."""
         if len(budget) != len(self.kinds):
             raise ConfigError(f"{len(budget)} budgets for {', '.join(self.kinds)}")
-        for kind, limit, least in zip(self.kinds, budget, self.range()[0], strict=True):
-            if not limit >= least * (1 - 1e-9):
+        minimum = self.range()[0]
+        for kind, limit, least in zip(self.kinds, budget, minimum, strict=True):
+            if not limit >= least * (1 - 1e-6):
                 factor, unit = UNITS[kind]
                 raise BudgetError(
                     f"the {kind.split('_')[0]} budget {limit * factor:.6g} {unit} is below the "
                     f"minimum {least * factor:.6g} {unit} of all legal plans; raise it to that"
                 )
-        return np.asarray(budget, np.float64) - self.constant
+        return np.maximum(np.asarray(budget, np.float64), minimum) - self.constant
 
 
 def menu_of(device: Device) -> list[tuple[str, str]]:
