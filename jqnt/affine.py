@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jqnt.rounding import Rounding, rounded
+from jqnt.types import Symmetry
 
 __all__ = [
     "divide",
@@ -149,7 +150,7 @@ def scale_of_range(
     high: Float[Array, "..."],
     bits: Float[Array, "..."],
     signed: bool,
-    symmetric: bool,
+    symmetric: Symmetry,
     strict: bool = False,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """(scale, zero_point) of the grid that covers [low, high] and zero.
@@ -157,15 +158,17 @@ def scale_of_range(
     Asymmetric: scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale).
     Symmetric: zero_point is 0 for signed codes, the middle code for unsigned ones, and
     scale = max(high / (qmax - z), low / (qmin - z)): all codes are used, so that an int4 grid
-    reaches -1 in steps of 1/8 and 1 in steps of 1/7; strict grids are alike on both sides. A
-    range of zero gives scale 1.
+    reaches -1 in steps of 1/8 and 1 in steps of 1/7; strict grids are alike on both sides.
+    "one_sided": symmetric, but zero_point = qmin where low >= 0. A range of zero gives scale 1.
     """
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
     qmin, qmax = grid_limits(bits, signed, strict)
     if symmetric:
         zero = jnp.zeros_like(qmin) if signed else jnp.ceil((qmin + qmax) / 2)
+        if symmetric == "one_sided":
+            zero = jnp.where(low < 0, zero, qmin)
         above = divide(high, jnp.maximum(qmax - zero, 1))
-        scale = jnp.maximum(above, divide(-low, zero - qmin))
+        scale = jnp.maximum(above, divide(-low, jnp.maximum(zero - qmin, 1)))
     else:
         zero = None
         scale = divide(high - low, qmax - qmin)

@@ -11,6 +11,7 @@ from jqnt.graph.roles import summed_axis
 from jqnt.plan import Spec
 from jqnt.rules import Rule
 from jqnt.scales import IntegerScales, PowersOfTwo, ScaleFormat
+from jqnt.types import Symmetry
 
 __all__ = ["block_axis", "in_blocks", "scale_grid"]
 
@@ -57,12 +58,12 @@ def in_blocks(spec: Spec, graph: Graph, members: Sequence[str]) -> dict[str, Spe
 
 
 def scale_grid(
-    rule: Rule, granularity: Granularity, channel_axis: int | None, symmetric: bool, why: str
+    rule: Rule, granularity: Granularity, channel_axis: int | None, symmetric: Symmetry, why: str
 ) -> ScaleFormat | None:
     """The grid of the scales that the rule asks for; ConfigError where there can be none."""
     if rule.scale_bits is None:
         return PowersOfTwo() if rule.scale_format else None
-    if granularity.block is None or channel_axis is None or not symmetric:
+    if granularity.block is None or channel_axis is None or symmetric is not True:
         raise ConfigError(
             f"{why}: integer block scales need a weight with output channels, on a symmetric grid "
             f"in blocks (granularity=64, say)"

@@ -132,8 +132,7 @@ def _choice(
 
 def _changed(spec: Spec, fmt: Format) -> Spec:
     if isinstance(fmt, Integer) and isinstance(spec.format, Integer):
-        strict = spec.format.strict and fmt.bits > 1
-        fmt = Integer(fmt.bits, spec.format.signed, strict)
+        fmt = Integer(fmt.bits, spec.format.signed, spec.format.strict)
     return replace(spec, format=fmt, rule=f"searched: {spec.rule}")
 
 

@@ -10,16 +10,20 @@ from jaxtyping import Array, Float
 from jqnt.affine import divide, scale_of_range
 from jqnt.formats import Integer, Minifloat
 from jqnt.quantizers import Affine, Cast
+from jqnt.types import Symmetry
 
 __all__ = ["grid_of_range", "least_divergent_range", "least_error_grid"]
 
 
 def grid_of_range(
-    low: Float[Array, "..."], high: Float[Array, "..."], fmt: Integer | Minifloat, symmetric: bool
+    low: Float[Array, "..."],
+    high: Float[Array, "..."],
+    fmt: Integer | Minifloat,
+    symmetric: Symmetry,
 ) -> Affine | Cast:
     """The grid that covers [low, high] and zero, one scale per element.
 
-    A shifted grid and a minifloat are alike on both sides, whatever `symmetric` says.
+    An even grid and a minifloat are alike on both sides, whatever `symmetric` says.
     """
     if isinstance(fmt, Minifloat):
         return Cast(fmt, _reaching(low, high, fmt.max))
@@ -27,7 +31,8 @@ def grid_of_range(
     if fmt.shifted:
         scale = _reaching(low, high, fmt.limits[1] + 0.5)
         return Affine(scale, jnp.zeros_like(scale), bits, shifted=True)
-    scale, zero = scale_of_range(low, high, bits, fmt.signed, symmetric, fmt.strict)
+    even = fmt.even or symmetric
+    scale, zero = scale_of_range(low, high, bits, fmt.signed, even, fmt.strict)
     return Affine(scale, zero, bits, fmt.signed, fmt.strict)
 
 
@@ -35,7 +40,7 @@ def least_error_grid(
     values: Float[Array, "*groups n"],
     mass: Float[Array, "*groups n"],
     fmt: Integer | Minifloat,
-    symmetric: bool,
+    symmetric: Symmetry,
     power: float = 2.0,
     clip_weight: float = 1.0,
     width: Float[Array, ""] | float = 0.0,
@@ -55,7 +60,7 @@ def least_error_grid(
     high = jnp.max(jnp.where(seen, values, 0), axis=-1)
     whole = grid_of_range(low, high, fmt, symmetric)
     integer = isinstance(fmt, Integer)
-    symmetric = symmetric or not integer or fmt.shifted
+    symmetric = symmetric or not integer or fmt.even
     qmin, qmax = fmt.limits if integer else (0, 0)
 
     def at(octave, zero):
@@ -109,7 +114,7 @@ def least_error_grid(
 
 
 def least_divergent_range(
-    values: Float[Array, " n"], mass: Float[Array, " n"], fmt: Integer, symmetric: bool
+    values: Float[Array, " n"], mass: Float[Array, " n"], fmt: Integer, symmetric: Symmetry
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The (low, high) whose quantized distribution is closest in Kullback-Leibler divergence.
 
@@ -122,8 +127,9 @@ def least_divergent_range(
     low = jnp.min(jnp.where(seen, values, 0))
     high = jnp.max(jnp.where(seen, values, 0))
     if symmetric:
-        high = jnp.maximum(-low, high)
-        low = -high
+        both = jnp.maximum(-low, high)
+        low = jnp.where(low < 0, -both, 0) if symmetric == "one_sided" else -both
+        high = both
     # 16 bits have more codes than the histogram bins; more would only cost memory.
     codes = 2 ** min(fmt.bits, 16)
 

@@ -30,8 +30,9 @@ class Integer:
     """A grid of 2^bits integers; `strict` drops the most negative one of a signed grid.
 
     q in [-2^(bits-1), 2^(bits-1) - 1] if signed, [0, 2^bits - 1] if not. A strict signed grid is
-    [-(2^(bits-1) - 1), 2^(bits-1) - 1], and {-1, +1} at one bit. A `shifted` signed grid stands
-    half a step above its codes, so that it is even about zero: int2 is {-3, -1, 1, 3} / 2.
+    [-(2^(bits-1) - 1), 2^(bits-1) - 1]. A signed grid of one bit is always strict: {-1, +1}. A
+    `shifted` signed grid stands half a step above its codes, so that it is even about zero: int2
+    is {-3, -1, 1, 3} / 2.
     """
 
     bits: int = 8
@@ -46,11 +47,18 @@ class Integer:
             raise ConfigError("a strict grid drops the most negative code, so it must be signed")
         if self.shifted and (self.strict or not self.signed):
             raise ConfigError("a shifted grid is even about zero: signed, with all of its codes")
+        if self.bits == 1 and self.signed and not self.shifted:
+            object.__setattr__(self, "strict", True)
 
     @property
     def name(self) -> str:
         """The ONNX-like name: int8, uint4, ..., int2_shifted."""
         return f"{'int' if self.signed else 'uint'}{self.bits}{'_shifted' * self.shifted}"
+
+    @property
+    def even(self) -> bool:
+        """Whether its values are alike on both sides of zero, wherever the range lies."""
+        return self.shifted or (self.signed and self.bits == 1)
 
     @property
     def limits(self) -> tuple[int, int]:

@@ -30,14 +30,15 @@ def freeze(graph: Graph, params: Params, qparams: QParams) -> tuple[Params, Enco
 
     A mixture becomes its most probable branch, soft rounding the values that it rounds to, so
     that rounding the returned params to nearest, on their encodings, gives exactly the learned
-    codes. So do weights whose grid rounds otherwise than to nearest even, or stands half a step
-    off zero: that one is kept as the odd codes of half the scale, one bit wider. Other params stay
-    float as they are: their codes follow. Stochastic rounding is for training and becomes rounding
-    to nearest. Scales are float32, zero points integers, negative axes counted from the front.
+    codes. So do weights whose grid rounds otherwise than to nearest even, is {-1, +1}, or stands
+    half a step off zero: that one is kept as the odd codes of half the scale, one bit wider. Other
+    params stay float as they are: their codes follow. Stochastic rounding is for training and
+    becomes rounding to nearest. Scales are float32, zero points integers, negative axes counted
+    from the front.
 
     Raises DataError, naming the tensor, for a scale that is not positive and finite or for bits
-    that differ within a tensor, and UnsupportedError for learned or other rounding, or a shifted
-    grid, of a tensor that is no param.
+    that differ within a tensor, and UnsupportedError for learned or other rounding, or a grid
+    without a zero, of a tensor that is no param.
     """
     params = {name: np.asarray(value) for name, value in params.items()}
     tensors: dict[str, Encoding] = {}
@@ -54,10 +55,11 @@ def freeze(graph: Graph, params: Params, qparams: QParams) -> tuple[Params, Enco
             tensors[name] = _encoding(name, quantizer.affine, rank)
             params[name] = _rounded(name, quantizer, tensors[name], params[name])
         else:
+            tensors[name] = _encoding(name, quantizer, rank)
             special = isinstance(quantizer, Affine) and (
                 quantizer.shifted or quantizer.rounding != "half_even"
             )
-            tensors[name] = _encoding(name, quantizer, rank)
+            special |= tensors[name].format == Integer(1, signed=True)
             if special:
                 if name not in params:
                     raise UnsupportedError(
@@ -98,6 +100,8 @@ def _encoding(name: str, quantizer: Any, rank: int | None) -> Encoding:
     zero_point = np.broadcast_to(np.rint(np.asarray(quantizer.zero_point, np.float64)), scale.shape)
     granularity = _counted(quantizer.granularity, rank)
     fmt = Integer(int(bits[0]), quantizer.signed, quantizer.strict)
+    if fmt.strict and not quantizer.strict and not quantizer.shifted:
+        raise DataError(f"tensor {name!r} has the codes -1 and 0: a grid of one bit is strict")
     if quantizer.shifted:
         fmt, scale = Integer(fmt.bits + 1, signed=True), scale / 2
     if (zero_point < fmt.limits[0]).any() or (zero_point > fmt.limits[1]).any():

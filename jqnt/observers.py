@@ -15,7 +15,7 @@ from jqnt.errors import ConfigError
 from jqnt.formats import Format, Integer, Microscaling, Minifloat
 from jqnt.granularity import PER_TENSOR, Granularity
 from jqnt.quantizers import Affine, Cast, Microscaled
-from jqnt.types import Leaf
+from jqnt.types import Leaf, Symmetry
 
 __all__ = [
     "MINMAX",
@@ -44,7 +44,7 @@ class Observer(NamedTuple):
     init: Callable[..., Any]
     update: Callable[..., Any]
     merge: Callable[[Any, Any], Any]
-    finish: Callable[[Any, Format, bool], Affine | Cast | Microscaled]
+    finish: Callable[[Any, Format, Symmetry], Affine | Cast | Microscaled]
 
 
 Grid = Affine | Cast | Microscaled
@@ -81,7 +81,7 @@ def affine_of_range(
     low: Float[Array, "..."],
     high: Float[Array, "..."],
     fmt: Format,
-    symmetric: bool,
+    symmetric: Symmetry,
     granularity: Granularity = PER_TENSOR,
 ) -> Grid:
     """The quantizer of `fmt` that covers [low, high] and zero.
@@ -164,7 +164,7 @@ def deviations(k: float = 3.0) -> Observer:
         squares = a.squares + b.squares + step**2 * a.range.mass * share
         return Moments(a.mean + step * share, squares, _union(a.range, b.range))
 
-    def finish(state: Moments, fmt: Format, symmetric: bool) -> Grid:
+    def finish(state: Moments, fmt: Format, symmetric: Symmetry) -> Grid:
         seen = state.range
         if isinstance(fmt, Microscaling):
             return _whole_range(seen, fmt, symmetric)
@@ -181,7 +181,7 @@ def percentile(p: float = 99.99) -> Observer:
     if not 50 < p <= 100:
         raise ConfigError(f"a percentile lies above 50 and up to 100, not at {p}")
 
-    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: bool) -> Grid:
+    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: Symmetry) -> Grid:
         values, total = histogram.centres(state), jnp.sum(state.counts)
         share = jnp.cumsum(state.counts) / jnp.maximum(total, 1e-30)
         # The first value at or below which a share of 1 - p/100 lies, and the first at p/100.
@@ -198,7 +198,7 @@ def lp_norm(power: float = 2.4, clip_weight: float = 1.0) -> Observer:
     if power <= 0 or clip_weight <= 0:
         raise ConfigError("the power and the weight of clipped values are positive")
 
-    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: bool) -> Grid:
+    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: Symmetry) -> Grid:
         values, mass = histogram.points(state)
         width = jnp.ldexp(jnp.float32(1), state.exponent)
         return least_error_grid(values, mass, fmt, symmetric, power, clip_weight, width)
@@ -220,8 +220,8 @@ def sqnr(clip_weight: float = 3.0) -> Observer:
 def entropy() -> Observer:
     """The range whose quantized distribution is closest to that of the values."""
 
-    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: bool) -> Grid:
-        if not isinstance(fmt, Integer) or fmt.shifted:
+    def grid_of(state: histogram.Histogram, fmt: Narrow, symmetric: Symmetry) -> Grid:
+        if not isinstance(fmt, Integer) or fmt.even:
             raise ConfigError(f"entropy is for integers with a zero, not for {fmt.name}")
         low, high = least_divergent_range(*histogram.points(state), fmt, symmetric)
         return grid_of_range(low, high, fmt, symmetric)
@@ -245,7 +245,7 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
     def merge(a: Held, b: Held) -> Held:
         return b
 
-    def finish(state: Held, fmt: Format, symmetric: bool) -> Grid:
+    def finish(state: Held, fmt: Format, symmetric: Symmetry) -> Grid:
         if isinstance(fmt, Microscaling) or (isinstance(fmt, Minifloat) and not fmt.scaled):
             return affine_of_range(state.groups.min(), state.groups.max(), fmt, symmetric)
         mass = jnp.ones_like(state.groups)
@@ -273,7 +273,7 @@ def _histogram_observer(grid_of: Callable[..., Grid]) -> Observer:
             )
         return histogram.empty()
 
-    def finish(state: histogram.Histogram, fmt: Format, symmetric: bool) -> Grid:
+    def finish(state: histogram.Histogram, fmt: Format, symmetric: Symmetry) -> Grid:
         if isinstance(fmt, Microscaling) or (isinstance(fmt, Minifloat) and not fmt.scaled):
             return affine_of_range(state.low, state.high, fmt, symmetric)
         return compiled(state, fmt, symmetric)
@@ -303,7 +303,7 @@ def _union(a: Range, b: Range) -> Range:
     )
 
 
-def _whole_range(state: Range, fmt: Format, symmetric: bool) -> Grid:
+def _whole_range(state: Range, fmt: Format, symmetric: Symmetry) -> Grid:
     return affine_of_range(state.low, state.high, fmt, symmetric, state.granularity)
 
 

@@ -14,6 +14,7 @@ from jqnt.plan import Plan, Spec
 from jqnt.rules import Rule, unused
 from jqnt.scales import ScaleFormat
 from jqnt.targets import Operator, Target, load_target
+from jqnt.types import Symmetry
 
 __all__ = ["plan"]
 
@@ -293,9 +294,7 @@ def _activation_spec(draft: _Draft, sites: Sequence[_Site]) -> Spec | None:
         axis = block_axis(rule, fmt, why)
         blocks = PER_TENSOR if axis is None else Granularity(axis, fmt.block)
         return _spec(fmt, blocks, True, "activation", why, None)
-    granularity = rule.granularity
-    if granularity in (None, "tensor"):
-        granularity = PER_TENSOR
+    granularity = PER_TENSOR if rule.granularity in (None, "tensor") else rule.granularity
     if not isinstance(granularity, Granularity):
         where = f"{why}: activation {sites[0].tensor!r}"
         raise ConfigError(f"{where} has no reader's axis; give a Granularity")
@@ -331,7 +330,7 @@ def _weight_spec(draft: _Draft, site: _Site) -> Spec | None:
 def _spec(
     fmt: Format,
     granularity: Granularity,
-    symmetric: bool,
+    symmetric: Symmetry,
     role: str,
     why: str,
     limits: tuple[float, float] | None,
@@ -340,7 +339,7 @@ def _spec(
     """A wide minifloat has no scale, so nothing but the format is left of its spec."""
     if isinstance(fmt, Minifloat) and not fmt.scaled:
         return Spec(fmt, role=role, rule=why)
-    even = symmetric or not isinstance(fmt, Integer) or fmt.shifted
+    even = symmetric if isinstance(fmt, Integer) and not fmt.even else True
     if scale_format is not None and not isinstance(fmt, Integer):
         raise ConfigError(f"{why}: scales of {fmt.name} lie on no grid")
     return Spec(fmt, granularity, even, role, why, limits, scale_format)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jqnt.formats import Format
+from jqnt.errors import ConfigError
+from jqnt.formats import Format, Integer
 from jqnt.granularity import PER_TENSOR, Granularity
 from jqnt.quantizers import Affine, Mixture, affine_of
 from jqnt.scales import ScaleFormat
-from jqnt.types import Leaf, Quantizer
+from jqnt.types import Leaf, Quantizer, Symmetry
 
 __all__ = ["Choice", "Options", "Plan", "Spec", "Theta", "bind"]
 
@@ -27,11 +28,18 @@ class Spec:
 
     format: Format
     granularity: Granularity = PER_TENSOR
-    symmetric: bool = False
+    symmetric: Symmetry = False
     role: str = "activation"
     rule: str = "default"
     limits: tuple[float, float] | None = None
     scale_format: ScaleFormat | None = None
+
+    def __post_init__(self):
+        if isinstance(self.format, Integer) and self.format.bits > 24:
+            raise ConfigError(
+                f"{self.rule}: {self.format.name} does not fit the float32 of a simulation, whose "
+                f"grids have 24 bits at most; wider ones exist in integer arithmetic only"
+            )
 
 
 @dataclass(frozen=True)

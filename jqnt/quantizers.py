@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jqnt.affine import divide, fake_quant, grid_limits, rectified_sigmoid, round_ste
 from jqnt.formats import Microscaling, Minifloat
@@ -38,7 +38,8 @@ class Affine:
     `scale` and `zero_point` have the shape that `granularity` says (see `Granularity.expand`);
     `bits` is a scalar or has their shape. qmin and qmax follow from `bits`, `signed` and
     `strict` inside the trace, so that another width is no other program. A `shifted` grid stands
-    half a step above its codes: (clip(round(x / scale - 1/2), qmin, qmax) + 1/2) * scale.
+    half a step above its codes: (clip(round(x / scale - 1/2), qmin, qmax) + 1/2) * scale. A
+    `strict` grid of one bit has no zero: x -> scale * sign(x).
     `scale_format` is a grid that the scales themselves lie on (see `on_grid`).
     """
 
@@ -65,8 +66,7 @@ class Affine:
         y = fake_quant(x, scale, zero_point, qmin, qmax, noise, self.rounding)
         if not self.strict:
             return y
-        one_bit = self.granularity.expand(self.bits, x.shape) < 1.5
-        return jnp.where(one_bit, scale * sign_ste(divide(x, scale)), y)
+        return jnp.where(one_bit(self, x.shape), scale * sign_ste(divide(x, scale)), y)
 
     @property
     def affine(self) -> "Affine":
@@ -77,7 +77,8 @@ class Affine:
         """The integers, as float32: clip(round(x / scale) + zero_point, qmin, qmax)."""
         scale, zero_point, qmin, qmax = grid(self, x.shape)
         v = divide(x, scale) - 0.5 * self.shifted
-        return jnp.clip(rounded(v, self.rounding) + zero_point, qmin, qmax)
+        code = jnp.clip(rounded(v, self.rounding) + zero_point, qmin, qmax)
+        return jnp.where(one_bit(self, x.shape), sign_ste(v), code) if self.strict else code
 
     def on_grid(self) -> "Affine":
         """The same function with the scales that it uses as its leaves."""
@@ -103,7 +104,8 @@ class SoftRound:
     """w -> (clip(floor(w / scale) + h(logit) + zero_point, qmin, qmax) - zero_point) * scale.
 
     AdaRound (Nagel et al. 2020, eq. 22); h is the rectified sigmoid. `logit` has w's shape;
-    `harden` turns the choice into up (h >= 1/2) or down.
+    `harden` turns the choice into up (h >= 1/2) or down. On a strict grid of one bit up is +1
+    and down is -1, whatever w.
     """
 
     scale: Leaf
@@ -115,14 +117,16 @@ class SoftRound:
     granularity: Granularity = struct.field(pytree_node=False, default=PER_TENSOR)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        scale, zero_point, qmin, qmax = grid(self, x.shape)
-        code = jnp.floor(divide(x, scale)) + rectified_sigmoid(self.logit) + zero_point
-        return (jnp.clip(code, qmin, qmax) - zero_point) * scale
+        return self._between(x, rectified_sigmoid(self.logit))
 
     def harden(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value on the grid after rounding each weight as its logit says."""
+        return self._between(x, jnp.asarray(self.logit) >= 0)
+
+    def _between(self, x: Array, h: Array) -> Array:
         scale, zero_point, qmin, qmax = grid(self, x.shape)
-        code = jnp.floor(divide(x, scale)) + (jnp.asarray(self.logit) >= 0) + zero_point
+        below, above, _ = neighbours(self, divide(x, scale), x.shape)
+        code = below + h * (above - below) + zero_point
         return (jnp.clip(code, qmin, qmax) - zero_point) * scale
 
     @property
@@ -266,6 +270,26 @@ def grid(quantizer: Affine | SoftRound, shape: tuple[int, ...]):
     if isinstance(quantizer, Affine) and quantizer.scale_format is not None:
         scale = gridded(scale, quantizer.scale_format)
     return expand(scale, shape), zero_point, qmin, qmax
+
+
+def one_bit(quantizer: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Where a grid has one bit, in a shape that broadcasts against `shape`."""
+    return quantizer.granularity.expand(quantizer.bits, shape) < 1.5
+
+
+def neighbours(
+    quantizer: Affine | SoftRound, v: Float[Array, "..."], shape: tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """(the codes below and above v = x / scale, v's place between them from 0 to 1), before the
+    zero point; -1 and +1 on a strict grid of one bit."""
+    below = jnp.floor(v)
+    found = (below, below + 1, v - below)
+    if not quantizer.strict:
+        return found
+    ends = (-jnp.ones_like(v), jnp.ones_like(v), (jnp.clip(v, -1, 1) + 1) / 2)
+    one = one_bit(quantizer, shape)
+    below, above, fraction = (jnp.where(one, a, b) for a, b in zip(ends, found, strict=True))
+    return below, above, fraction
 
 
 @jax.custom_jvp

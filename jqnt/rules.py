@@ -13,6 +13,7 @@ from jqnt.granularity import Granularity
 from jqnt.graph.ir import Graph
 from jqnt.graph.match import static_tensors
 from jqnt.graph.roles import weight_of
+from jqnt.types import Symmetry
 
 __all__ = ["Rule", "Scales", "between", "first_and_last", "scheme", "unused"]
 
@@ -32,7 +33,8 @@ class Rule:
     for the operator that computes there, the head of a fusion group. `format` is a Format or its
     name; "float32" leaves the tensor alone. `limits` is a fixed range. `scale_format` is a grid
     for the scales: "power_of_two", or "int4" and the like for block scales that are integers
-    times one float per channel. What is None stays as the target has it.
+    times one float per channel. `symmetric` may be "one_sided": zero is the lowest code where
+    calibration sees nothing negative. What is None stays as the target has it.
     """
 
     name: str | tuple[str, ...] = "*"
@@ -40,13 +42,15 @@ class Rule:
     role: Role | None = None
     format: Format | str | None = None
     granularity: Scales | None = None
-    symmetric: bool | None = None
+    symmetric: Symmetry | None = None
     limits: tuple[float, float] | None = None
     scale_format: str | None = None
 
     def __post_init__(self):
         if self.format is not None:
             _ = self.number_format  # an unknown name is an error here, not later
+        if self.symmetric not in (None, True, False, "one_sided"):
+            raise ConfigError(f'{self}: symmetric is true, false or "one_sided"')
         if isinstance(self.granularity, int) and self.granularity < 1:
             raise ConfigError(f"{self}: a block has at least one element")
         if self.scale_format not in (None, "power_of_two") and not self.scale_bits:

@@ -1,11 +1,11 @@
 """The aliases that signatures share."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-__all__ = ["Apply", "Array", "Leaf", "Params", "QParams", "Quantizer"]
+__all__ = ["Apply", "Array", "Leaf", "Params", "QParams", "Quantizer", "Symmetry"]
 
 Array = jax.Array
 
@@ -20,6 +20,10 @@ Quantizer = Callable[[Any], Any]
 
 QParams = Mapping[str, Quantizer]
 """ONNX tensor name -> quantizer; a tensor without an entry stays as it is."""
+
+Symmetry = bool | Literal["one_sided"]
+"""Whether zero is the middle code of a grid: yes, wherever the range puts it (False), or the middle
+code unless no value is negative, in which case it is the lowest ("one_sided")."""
 
 Apply = Callable[..., dict[str, Any]]
 """`apply(params, qparams, inputs, want=graph.outputs) -> {tensor name -> array}`."""

@@ -74,8 +74,19 @@ def test_the_documented_example():
     assert specs["x"].symmetric and not specs["r"].symmetric
     assert specs["x"].format == Integer(8, signed=True)
     assert specs["w"].granularity == Granularity() and specs["v"].granularity == Granularity(0)
-    assert {"joint_quant", "do_fusion", "n_c.act_algo", "n_c.dmq_balancer_param"} <= {
-        entry.split(":")[0] for entry in found.unhonoured
+    assert {entry.split(":")[0] for entry in found.unhonoured} == {
+        "joint_quant",
+        "do_fusion",
+        "skip_fusion_layers",
+        "n_c.act_algo",
+        "n_c.max_percentile",
+        "n_c.min_percentile",
+        "n_c.search_range",
+        "n_c.search_step",
+        "n_c.dmq_balancer_param",
+        "n_y.act_algo",
+        "n_y.num_of_bins",
+        "n_y.num_iteration",
     }
 
 
@@ -99,6 +110,8 @@ def test_a_layer_that_is_not_named_follows_the_global_setting():
         (changed("n_c", quant_enable="yes"), "quant_enable is 'yes'"),
         (changed("n_c", quantise=True), "unknown key 'quantise'"),
         (changed("n_c", weight_quant_params={"num_bits": 4}), "num_bits is 4"),
+        (changed("n_c", weight_quant_params={"wts_algo": "ada"}), "arq_quantize or ada_quantize"),
+        (changed("n_c", activation_quant_params={"act_algo": "kl"}), "act_algo is 'kl'"),
     ],
 )
 def test_broken_files(document, match):
@@ -122,6 +135,10 @@ def test_a_written_configuration_reads_back_to_the_same_plan(tmp_path):
     again = read_amct_config(path, GRAPH)
     assert (again.batch_num, again.learned_rounding) == (2, ("n_y",))
     described = read_target(str(path), GRAPH)
+    assert described.unhonoured[-2:] == (
+        "batch_num 2: all batches that are given count",
+        "n_y.wts_algo ada_quantize: rounding is learned for all layers or for none",
+    )
     second = plan(GRAPH, described.rules, target=described.target)
     assert {n: (s.format, s.symmetric, s.granularity) for n, s in second.specs.items()} == {
         n: (s.format, s.symmetric, s.granularity) for n, s in first.specs.items()

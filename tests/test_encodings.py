@@ -5,11 +5,21 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from built import built, node
 
 from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import DataError
 from jqnt.formats import FP16, Granularity, Integer
+from jqnt.freeze import freeze
+from jqnt.graph.lower import lower
+from jqnt.graph.onnx_import import import_onnx
+from jqnt.learn.calibrate import calibrate
+from jqnt.lpbq import factor
+from jqnt.placement import plan
+from jqnt.plan import bind
 from jqnt.quantizers import Affine
+from jqnt.rules import Rule
+from jqnt.thaw import thaw
 
 RNG = np.random.default_rng(0)
 
@@ -47,6 +57,51 @@ def test_saving_and_loading_is_exact(tmp_path):
             np.testing.assert_array_equal(a.zero_point, b.zero_point)
     np.testing.assert_array_equal(before.codes["bias"], after.codes["bias"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e.json", "e.npz"]
+
+
+RULES = [
+    ("int8", {}), ("uint4", {}), ("int1", {}), ("int24", {"granularity": "tensor"}),
+    ("int4", {"granularity": 2}), ("int4", {"granularity": 2, "scale_format": "int4"}),
+    ("int8", {"scale_format": "power_of_two"}),
+    ("int4", {"granularity": Granularity((0, 1), (2, 3))}), ("int2_shifted", {}),
+    (Integer(8, signed=True, strict=True), {}), ("float16", {}), ("bfloat16", {}),
+    ("float8_e4m3fn", {}), ("float8_e5m2", {"granularity": "tensor"}), ("float6_e3m2fn", {}),
+    ("float4_e2m1fn", {"granularity": 4}), ("float7_e3m3", {}), ("mxint8", {}), ("mxfp8_e4m3", {}),
+    ("mxfp8_e5m2", {}), ("mxfp6_e2m3", {}), ("mxfp6_e3m2", {}), ("mxfp4_e2m1", {}), ("nvfp4", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fmt", "more"), RULES)
+def test_every_format_comes_back_from_its_file_exactly(tmp_path, fmt, more):
+    """From a rule to the file and back, the simulation keeps every bit of its output."""
+    w = RNG.normal(size=(6, 40)).astype(np.float32)
+    graph, params, _ = import_onnx(
+        built([node("Gemm", "x w", "y", transB=1)], {"x": ["N", 40]}, ["y"], {"w": w})
+    )
+    laid = plan(graph, (Rule(role="weight", format=fmt, **more),), target="simulation")
+    x = {"x": RNG.normal(size=(5, 40)).astype(np.float32)}
+    qparams = bind(calibrate(lower(graph), params, laid, [x]), laid)
+    params, encodings = freeze(graph, params, qparams)
+    encodings.save(tmp_path / "e.json")
+    read = Encodings.load(tmp_path / "e.json")
+    for name, encoding in encodings.items():
+        assert (read[name].format, read[name].granularity) == (
+            encoding.format, encoding.granularity,
+        )  # fmt: skip
+        for a, b in (
+            (encoding.scale, read[name].scale),
+            (encoding.zero_point, read[name].zero_point),
+        ):
+            assert (a is None) == (b is None)
+            np.testing.assert_array_equal(a, b)
+            assert a is None or a.dtype == b.dtype
+    before = lower(graph)({"w": w}, qparams, x)["y"]
+    after = lower(graph)(params, thaw(read), x)["y"]
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
+    if more.get("scale_format") == "int4":
+        channel, multiple = factor(read["w"].scale, 0, "w")
+        assert multiple.min() >= 1 and multiple.max() == 16 and channel.shape == (6, 1)
+        np.testing.assert_array_equal(channel * multiple.astype(np.float32), read["w"].scale)
 
 
 def test_codes_equal_those_of_the_quantizer():

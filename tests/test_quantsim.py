@@ -9,10 +9,12 @@ from built import built, node
 
 from jqnt.errors import ConfigError
 from jqnt.formats import Granularity, Integer
+from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.quantsim import read_quantsim_config
 from jqnt.interop.quantsim_write import quantsim_config
 from jqnt.interop.target_file import read_target
+from jqnt.learn.calibrate import calibrate
 from jqnt.placement import plan
 from jqnt.targets import load_target
 
@@ -36,7 +38,8 @@ DOCUMENT = {
     "model_input": {"is_input_quantized": "True"},
     "model_output": {},
 }
-GRAPH = import_onnx(
+RNG = np.random.default_rng(0)
+GRAPH, PARAMS, _ = import_onnx(
     built(
         [
             node("Conv", "x w b", "c"),
@@ -55,11 +58,15 @@ GRAPH = import_onnx(
             "d": np.ones(3),
         },
     )
-)[0]
+)
 
 
 def changed(*path, value):
-    document = copy.deepcopy(DOCUMENT)
+    return changed_in(DOCUMENT, *path, value=value)
+
+
+def changed_in(document, *path, value):
+    document = copy.deepcopy(document)
     table = document
     for key in path[:-1]:
         table = table.setdefault(key, {})
@@ -82,10 +89,9 @@ def test_the_documented_example(tmp_path, from_file):
     assert set(laid.specs) == {"x", "w", "r", "v", "g", "y"} and not laid.biases
     assert laid.specs["w"].granularity == Granularity(0) and laid.specs["w"].symmetric
     assert laid.specs["v"].granularity == Granularity()
-    assert laid.specs["g"].symmetric and not laid.specs["r"].symmetric
+    assert laid.specs["g"].symmetric == "one_sided" and not laid.specs["r"].symmetric
     assert laid.specs["y"].limits == (0.0, 1.0)
     assert [entry.split(":")[0] for entry in found.unhonoured] == [
-        "defaults.unsigned_symmetric",
         "defaults.hw_version",
         "supergroup_pass_list.LayerNormalization",
     ]
@@ -108,6 +114,41 @@ def test_the_specific_wins_over_the_general():
     assert "x" in laid.specs
     laid = specs(changed("defaults", "strict_symmetric", value="True"))
     assert laid.specs["w"].format == Integer(8, signed=True, strict=True)
+
+
+def test_unsigned_symmetric_decides_by_what_calibration_sees():
+    symmetric = changed("defaults", "ops", "is_symmetric", value="True")
+    x = {"x": RNG.normal(size=(64, 2, 1, 1)).astype(np.float32)}
+    for flag, bits_of_r in (("True", 8), ("False", 7)):
+        document = changed_in(symmetric, "defaults", "unsigned_symmetric", value=flag)
+        document = changed_in(document, "op_type", "Gemm", value={})
+        laid = specs(document)
+        theta = calibrate(lower(GRAPH), PARAMS, laid, [x])
+        seen = lower(GRAPH)(PARAMS, {}, x, want=("r", "g"))
+        # Nothing negative leaves the Relu: all codes above zero, else half of them.
+        high = float(seen["r"].max())
+        np.testing.assert_allclose(theta["r"].scale, high / (2**bits_of_r - 1), rtol=1e-6)
+        assert float(theta["r"].zero_point) == (0 if flag == "True" else 128)
+        assert float(theta["x"].zero_point) == 128
+    assert read_quantsim_config(document, GRAPH).target.activation.symmetric is True
+
+
+def test_a_product_and_its_bias_are_fused_where_the_pass_is_named():
+    graph = import_onnx(
+        built(
+            [node("MatMul", "x v", "m"), node("Add", "m d", "y")],
+            {"x": ["N", 4]}, ["y"], {"v": np.ones((4, 3)), "d": np.ones(3)},
+        )
+    )[0]  # fmt: skip
+    document = changed("supergroup_pass_list", value=["MatmulAdd"])
+    fused = plan(graph, target=read_quantsim_config(document, graph).target)
+    apart = plan(graph, target=read_quantsim_config(DOCUMENT, graph).target)
+    assert set(fused.specs) == {"x", "v", "y"} and set(apart.specs) - set(fused.specs) == {"m"}
+
+
+def test_keys_that_only_a_newer_parser_knows_are_reported():
+    document = changed("op_type", "Conv", value={"supported_qtypes": [{"*": "int8"}]})
+    assert "op_type.Conv.supported_qtypes" in str(read_quantsim_config(document, GRAPH).unhonoured)
 
 
 def test_widths_come_beside_the_file_and_kernels_limit_them():

@@ -17,7 +17,7 @@ from jqnt.learn.warnings import outside_range, too_few
 from jqnt.observers import deviations, moving_average, sqnr
 from jqnt.placement import plan
 from jqnt.plan import bind
-from jqnt.quantizers import Affine
+from jqnt.quantizers import Affine, Cast
 from jqnt.rules import Rule, scheme
 
 RNG = np.random.default_rng(0)
@@ -135,18 +135,54 @@ EXAMPLES = [
 ]
 
 
+def most(quantizer, v):
+    """The most that rounding moves values of magnitude `v`, by the format's definition: half the
+    step where they lie, or what is cut off beyond the largest number."""
+    if isinstance(quantizer, Affine):
+        s = np.asarray(quantizer.granularity.expand(quantizer.on_grid().scale, v.shape), np.float64)
+        codes = 2 ** float(quantizer.bits) - 1
+        return np.maximum(s / 2, v - (codes // 2 if quantizer.signed else codes) * s)
+    if isinstance(quantizer, Cast):
+        element, s = quantizer.format, np.asarray(quantizer.scale, np.float64)
+        s = s[:, None] if s.ndim else s
+        return np.maximum(half_step(element, v, s), v - element.max * s)
+    element, size = quantizer.format.element, quantizer.format.block
+    top = np.repeat([v[:, i : i + size].max(1) for i in range(0, v.shape[1], size)], size, 0)
+    top = top[: v.shape[1]].T
+    if quantizer.format.scale is None:
+        # A power of two, of the binade that it makes the last: the end of that may be missing.
+        s = 2.0 ** (np.floor(np.log2(top + 1e-30)) - np.floor(np.log2(element.max)))
+        return np.maximum(half_step(element, v, s), v - element.max * s)
+    # e4m3 has moved the scale, which would be top / element.max, by up to a 16th.
+    s = top / element.max * np.asarray([[[15]], [[17]]]) / 16
+    return np.maximum(half_step(element, v, s[1]), v - element.max * s[0])
+
+
+def half_step(element, v, s):
+    """Half the distance of the numbers next to v / s, in v's units; subnormals below 1 - bias."""
+    exponent = np.maximum(np.floor(np.log2(v / s + 1e-30)), 1 - element.bias)
+    return s * 2.0 ** (exponent - element.mantissa - 1)
+
+
 @pytest.mark.parametrize(("rule", "granularities"), EXAMPLES)
 def test_every_format_is_one_rule_and_runs(rule, granularities):
     laid = plan(GRAPH, (rule,), target="simulation")
     for name, granularity in granularities.items():
         assert laid.specs[name].granularity == granularity
     theta = calibrate(APPLY, PARAMS, laid, BATCHES)
-    exact = np.asarray(APPLY(PARAMS, {}, BATCHES[0])["y"])
-    found = np.asarray(APPLY(PARAMS, bind(theta, laid), BATCHES[0])["y"])
-    bits = rule.number_format.bits
-    # e4m3 rounds to a 16th, and MX's shared power of two cuts off up to an eighth.
-    share = {2: 0.8, 4: 0.25, 8: 0.15}.get(bits, 0.06)
-    assert 0 < np.abs(found - exact).max() < share * np.abs(exact).max()
+    qparams = bind(theta, laid)
+    before = APPLY(PARAMS, {n: q for n, q in qparams.items() if n != "y"}, BATCHES[0])["y"]
+    moved = {}
+    for name, value in {"x": BATCHES[0]["x"], "w": W, "y": np.asarray(before)}.items():
+        error = np.abs(np.asarray(qparams[name](jnp.asarray(value)), np.float64) - value)
+        moved[name] = most(theta[name], np.abs(value.astype(np.float64)))
+        assert (error <= 1.00001 * moved[name] + 1e-6).all()
+        assert (error > 0.5 * moved[name]).any()
+    x, w = (np.abs(v.astype(np.float64)) for v in (BATCHES[0]["x"], W))
+    exact = np.maximum(BATCHES[0]["x"].astype(np.float64) @ W.T.astype(np.float64), 0)
+    reach = x @ moved["w"].T + moved["x"] @ (w + moved["w"]).T + moved["y"] + 1e-5
+    found = np.asarray(APPLY(PARAMS, qparams, BATCHES[0])["y"])
+    assert (np.abs(found - exact) <= reach).all()
     grads = jax.grad(lambda p: APPLY(p, bind(theta, laid), BATCHES[0])["y"].sum())(PARAMS)
     assert np.isfinite(np.asarray(grads["w"])).all() and np.asarray(grads["w"]).any()
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import DataError
-from jqnt.formats import FP32
+from jqnt.formats import FP32, Integer
 from jqnt.graph.ir import Graph
 from jqnt.interop.aimet_read import from_aimet
-from jqnt.plan import Plan
+from jqnt.plan import Plan, Spec
 
 __all__ = ["Mismatch", "load_encodings"]
 
@@ -62,7 +62,7 @@ def load_encodings(
         theirs, ours = _words(encoding), spec.format.name
         if encoding.format.name != ours:
             found.append(Mismatch(name, "format", theirs, ours))
-        elif spec.symmetric and not encoding.symmetric:
+        elif spec.symmetric and not (encoding.symmetric or _one_sided(spec, encoding)):
             found.append(Mismatch(name, "symmetry", "asymmetric", "symmetric"))
         if encoding.granularity != spec.granularity and encoding.scale is not None:
             granularity = encoding.granularity, spec.granularity
@@ -75,6 +75,13 @@ def load_encodings(
     if strict and found:
         raise DataError(f"{where}: {_first(found)}; load it with strict=False")
     return loaded, (*found, *missing)
+
+
+def _one_sided(spec: Spec, encoding: Encoding) -> bool:
+    """Whether zero is the lowest code, where the plan takes that."""
+    if spec.symmetric != "one_sided" or not isinstance(encoding.format, Integer):
+        return False
+    return bool((encoding.zero_point == encoding.format.limits[0]).all())
 
 
 def _first(mismatches: list[Mismatch]) -> str:

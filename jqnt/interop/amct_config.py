@@ -103,12 +103,16 @@ def read_amct_config(source: str | Path | Mapping[str, Any], graph: Graph) -> Am
                     granularity="channel" if per_channel else "tensor",
                 )
             )
-        if weight.get("wts_algo") == "ada_quantize":
+        if _word(weight, "wts_algo", ("arq_quantize", "ada_quantize"), at) == "ada_quantize":
             learned.append(name)
+        _word(activation, "act_algo", ("ifmr", "hfmg"), at)
         unhonoured += [
             f"{name}.{key}: the observer is chosen at calibration"
             for key in ("act_algo", "num_of_bins", *_IFMR)
             if key in activation
+        ]
+        unhonoured += [
+            f"{name}.{key}: chosen where rounding is learned" for key in _ADA if key in weight
         ]
         if "dmq_balancer_param" in entry:
             unhonoured.append(f"{name}.dmq_balancer_param: no such balancing")
@@ -136,6 +140,13 @@ def _width(table: Mapping[str, Any], where: str) -> str:
     if bits not in (8, 16):
         raise ConfigError(f"{where}: num_bits is {bits!r}, it must be 8 or 16")
     return f"int{bits}"
+
+
+def _word(table: Mapping[str, Any], key: str, known: tuple[str, ...], where: str) -> str:
+    value = table.get(key, known[0])
+    if value not in known:
+        raise ConfigError(f"{where}: {key} is {value!r}, it must be {' or '.join(known)}")
+    return value
 
 
 def _boolean(table: Mapping[str, Any], key: str, default: bool, where: str) -> bool:

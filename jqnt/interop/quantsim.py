@@ -11,6 +11,7 @@ from jqnt.formats import FP32, Format, Integer, format_named
 from jqnt.graph.ir import Graph
 from jqnt.graph.match import Chain
 from jqnt.targets import Operator, Target, Tensors
+from jqnt.types import Symmetry
 
 __all__ = ["Configuration", "read_quantsim_config"]
 
@@ -39,10 +40,13 @@ _OPERATOR = (
     "is_symmetric",
     "params",
     "supported_kernels",
+    "supported_qtypes",
     "per_channel_quantization",
     "encoding_constraints",
 )
 _PARAM = ("is_quantized", "is_symmetric")
+_PASSES = {"MatmulAdd": Chain((("MatMul",), ("Add",)))}
+"""What the graph passes fuse that are not written as supergroups: here a product and its bias."""
 
 
 def read_quantsim_config(
@@ -57,7 +61,8 @@ def read_quantsim_config(
     The file says which operators' inputs and outputs are quantized and how, what is fused
     (supergroups) and which formats exist (supported_kernels); `weights` and `activations` are
     the widths that AIMET takes beside it. General entries come first, specific ones win. A
-    quantized bias is int32 at the product of its scales.
+    quantized bias is int32 at the product of its scales. With unsigned_symmetric the zero of a
+    symmetric grid is its lowest code wherever calibration sees nothing negative.
 
     Raises ConfigError, naming the key, for a file that breaks the schema.
     Source: AIMET 2.42, quantsim_config_schema.py.
@@ -73,11 +78,13 @@ def read_quantsim_config(
     _check(ops, ("is_output_quantized", "is_symmetric"), f"{where}, defaults.ops")
     _check(general, _PARAM, f"{where}, defaults.params")
     strict = _flag(defaults, "strict_symmetric", where, False)
+    even: Symmetry = "one_sided" if _flag(defaults, "unsigned_symmetric", where, False) else True
     base = _Base(
-        activation=_tensors(activations, _flag(ops, "is_symmetric", where, False), False, False),
+        even=even,
+        activation=_tensors(activations, _symmetry(ops, where, False, even), False, False),
         weight=_tensors(
             weights,
-            _flag(general, "is_symmetric", where, False),
+            _symmetry(general, where, False, even),
             strict,
             _flag(defaults, "per_channel_quantization", where, False),
         ),
@@ -100,7 +107,14 @@ def read_quantsim_config(
             op: _operator(base, op, document["op_type"].get(op, {}))
             for op in dict.fromkeys(node.op for node in graph.nodes)
         },
-        chains=tuple(_chains(document["supergroups"], where)),
+        chains=(
+            *_chains(document["supergroups"], where),
+            *(
+                _PASSES[name]
+                for name in document.get("supergroup_pass_list", ())
+                if name in _PASSES
+            ),
+        ),
         graph_inputs=_flag(document["model_input"], "is_input_quantized", where, False),
         graph_outputs=_flag(document["model_output"], "is_output_quantized", where, False),
     )
@@ -111,6 +125,7 @@ def read_quantsim_config(
 class _Base:
     """What holds where an operator's own entry says nothing."""
 
+    even: Symmetry
     activation: Tensors
     weight: Tensors
     output: bool
@@ -153,14 +168,15 @@ def _operator(base: _Base, op: str, entry: Mapping[str, Any]) -> Operator:
     for kind, param in own.items():
         _check(param, _PARAM, f"{where}.params.{kind}")
     activation = replace(
-        base.activation, symmetric=_flag(entry, "is_symmetric", where, base.activation.symmetric)
+        base.activation,
+        symmetric=_symmetry(entry, where, base.activation.symmetric, base.even),
     )
     per_channel = _flag(
         entry, "per_channel_quantization", where, base.weight.granularity == "channel"
     )
     weight = replace(
         base.weight,
-        symmetric=_flag(merged["weight"], "is_symmetric", where, base.weight.symmetric),
+        symmetric=_symmetry(merged["weight"], where, base.weight.symmetric, base.even),
         granularity="channel" if per_channel else "tensor",
     )
     if not _flag(merged["weight"], "is_quantized", where, False):
@@ -195,12 +211,11 @@ def _unhonoured(
     document: Mapping[str, Any], params: Mapping[str, Any], where: str
 ) -> Iterator[str]:
     defaults = document["defaults"]
-    if _flag(defaults, "unsigned_symmetric", where, False):
-        yield "defaults.unsigned_symmetric: a grid has its format's sign, whatever the data"
     if "hw_version" in defaults:
         yield "defaults.hw_version: its exceptions are not part of the file"
     for name in document.get("supergroup_pass_list", ()):
-        yield f"supergroup_pass_list.{name}: no such pass"
+        if name not in _PASSES:
+            yield f"supergroup_pass_list.{name}: what it fuses stays as the graph has it"
     for kind in params:
         if kind not in ("weight", "bias"):
             yield f"params.{kind}: only weights and biases of matrix products are quantized"
@@ -210,11 +225,20 @@ def _unhonoured(
             for kind in entry.get("params", {})
             if kind not in ("weight", "bias")
         )
+        if "supported_qtypes" in entry:
+            yield f"op_type.{op}.supported_qtypes: the formats are those of supported_kernels"
         if "encoding_constraints" in entry and _limits(entry) is None:
             yield f"op_type.{op}.encoding_constraints: needs both min and max"
 
 
-def _tensors(name: str, symmetric: bool, strict: bool, per_channel: bool) -> Tensors:
+def _symmetry(table: Mapping[str, Any], where: str, default: Symmetry, even: Symmetry) -> Symmetry:
+    """`even` where the table says that a grid is symmetric; what it does not say is `default`."""
+    if "is_symmetric" not in table:
+        return default
+    return even if _flag(table, "is_symmetric", where, False) else False
+
+
+def _tensors(name: str, symmetric: Symmetry, strict: bool, per_channel: bool) -> Tensors:
     fmt: Format = format_named(name)
     if isinstance(fmt, Integer) and fmt.signed and strict:
         fmt = Integer(fmt.bits, signed=True, strict=True)

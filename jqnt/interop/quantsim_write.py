@@ -6,6 +6,7 @@ from typing import Any
 
 from jqnt.formats import Integer
 from jqnt.targets import Operator, Target, Tensors
+from jqnt.types import Symmetry
 
 __all__ = ["quantsim_config"]
 
@@ -20,9 +21,10 @@ def quantsim_config(target: Target) -> tuple[dict[str, Any], tuple[str, ...]]:
     weight, activation = target.weight, target.activation
     document = {
         "defaults": {
-            "ops": {"is_symmetric": _text(activation.symmetric)},
-            "params": {"is_quantized": "True", "is_symmetric": _text(weight.symmetric)},
+            "ops": {"is_symmetric": _text(bool(activation.symmetric))},
+            "params": {"is_quantized": "True", "is_symmetric": _text(bool(weight.symmetric))},
             "strict_symmetric": _text(_strict(weight)),
+            "unsigned_symmetric": _text("one_sided" in _symmetries(target)),
             "per_channel_quantization": _text(weight.granularity == "channel"),
             "supported_kernels": list(_kernels(activation, weight)),
         },
@@ -46,12 +48,12 @@ def _entry(target: Target, operator: Operator) -> dict[str, Any]:
     if operator.inputs and operator.encoding != "shared":
         entry["is_input_quantized"] = "True"
     if operator.activation is not None:
-        entry["is_symmetric"] = _text(operator.activation.symmetric)
+        entry["is_symmetric"] = _text(bool(operator.activation.symmetric))
     params: dict[str, Any] = {}
     if operator.weight is not None:
         params["weight"] = {
             "is_quantized": _text(isinstance(operator.weight.format, Integer)),
-            "is_symmetric": _text(operator.weight.symmetric),
+            "is_symmetric": _text(bool(operator.weight.symmetric)),
         }
         entry["per_channel_quantization"] = _text(operator.weight.granularity == "channel")
     if operator.bias is not None:
@@ -76,7 +78,17 @@ def _widths(tensors: Tensors) -> list[dict[str, Any]]:
     return [{"bitwidth": bits, "dtype": dtype} for bits, dtype in found]
 
 
+def _symmetries(target: Target) -> set[Symmetry]:
+    """Those of every weight and activation."""
+    given = [target.weight, target.activation]
+    for operator in target.operators.values():
+        given += [t for t in (operator.weight, operator.activation) if t is not None]
+    return {tensors.symmetric for tensors in given}
+
+
 def _unsaid(target: Target) -> Iterator[str]:
+    if {True, "one_sided"} <= _symmetries(target):
+        yield "unsigned_symmetric holds for every symmetric grid, not for some of them"
     for op, operator in target.operators.items():
         if operator.encoding == "tied":
             yield f"{op}: its inputs and output share one encoding"

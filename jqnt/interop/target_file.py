@@ -43,7 +43,12 @@ def read_target(name: str, graph: Graph) -> Described:
         return Described(found.target, (), found.unhonoured)
     if "version" in keys:
         config = read_amct_config(name, graph)
-        return Described(load_target("amct"), config.rules, config.unhonoured)
+        beside = [f"batch_num {config.batch_num}: all batches that are given count"]
+        beside += [
+            f"{layer}.wts_algo ada_quantize: rounding is learned for all layers or for none"
+            for layer in config.learned_rounding
+        ]
+        return Described(load_target("amct"), config.rules, (*config.unhonoured, *beside))
     raise ConfigError(
         f"target {name!r} is neither a quantsim configuration (it has no op_type) nor an AMCT "
         f"config.json (it has no version)"

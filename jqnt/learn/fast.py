@@ -97,7 +97,7 @@ def _sites(graph: Graph, plan: Plan) -> dict[str, Weight]:
         spec = plan.specs.get(plan.tied.get(name, name))
         if spec is None or not isinstance(spec.format, Integer) or spec.format.bits > 8:
             return False
-        return spec.granularity.block is None and (spec.symmetric or not symmetric)
+        return spec.granularity.block is None and (spec.symmetric is True or not symmetric)
 
     found = {}
     for node in graph.nodes:

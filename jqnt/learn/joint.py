@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from jqnt.affine import divide
 from jqnt.learn.ledger import Report
-from jqnt.learn.rounding import soft_of
-from jqnt.learn.rows import soft_logit
+from jqnt.learn.rounding import soft_start
 from jqnt.learn.search import Found, search
 from jqnt.learn.space import Space
 from jqnt.learn.together import together
 from jqnt.plan import Options, Theta
-from jqnt.quantizers import Affine, grid
+from jqnt.quantizers import Affine
 
 __all__ = ["joint", "opened"]
 
@@ -62,5 +60,4 @@ def opened(theta: Theta, space: Space, most_bits: int) -> Theta:
 def _soft(branch: Any, w: Any, most_bits: int) -> Any:
     if not isinstance(branch, Affine) or float(np.max(np.asarray(branch.bits))) > most_bits:
         return branch
-    v = divide(w, grid(branch, w.shape)[0])
-    return soft_of(branch, soft_logit(v - jnp.floor(v)))
+    return soft_start(branch, w)

@@ -12,10 +12,10 @@ from jqnt.affine import divide
 from jqnt.errors import UnsupportedError
 from jqnt.learn.gram import Moments
 from jqnt.learn.layer import Layer, matrix, tensor
-from jqnt.learn.rows import best_choices
-from jqnt.quantizers import Affine, SoftRound, grid
+from jqnt.learn.rows import best_choices, soft_logit
+from jqnt.quantizers import Affine, SoftRound, grid, neighbours
 
-__all__ = ["Rounded", "choices", "learn_rounding", "refit", "rounded_up", "soft_of"]
+__all__ = ["Rounded", "choices", "learn_rounding", "refit", "rounded_up", "soft_of", "soft_start"]
 
 SURE = 4.0
 """A logit beyond which the rectified sigmoid is exactly 0 or 1 (it is from 2.4 on)."""
@@ -78,13 +78,12 @@ def choices(
 ) -> tuple[Float[Array, "g o k"], Float[Array, "g o k"], Float[Array, "g o k"]]:
     """(W~ - w with W~ = base rounded down, the same rounded up, the fraction of base / scale)."""
     scale, zero_point, qmin, qmax = grid(quantizer, w.shape)
-    v = divide(base, scale)
-    floor = jnp.floor(v)
+    below, above, fraction = neighbours(quantizer, divide(base, scale), w.shape)
 
     def change(code):
         return matrix(layer, (jnp.clip(code + zero_point, qmin, qmax) - zero_point) * scale - w)
 
-    return change(floor), change(floor + 1), matrix(layer, v - floor)
+    return change(below), change(above), matrix(layer, fraction)
 
 
 def refit(
@@ -125,3 +124,9 @@ def soft_of(quantizer: Affine, logit: Float[Array, "..."]) -> SoftRound:
         quantizer.strict,
         quantizer.granularity,
     )
+
+
+def soft_start(quantizer: Affine, w: Float[Array, "..."]) -> SoftRound:
+    """The grid with a rounding that starts at `w` itself, between the codes beside it."""
+    v = divide(w, grid(quantizer, w.shape)[0])
+    return soft_of(quantizer, soft_logit(neighbours(quantizer, v, w.shape)[2]))

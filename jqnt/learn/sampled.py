@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jqnt.affine import divide, rectified_sigmoid
+from jqnt.affine import rectified_sigmoid
 from jqnt.graph.ir import Graph
 from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import walk
@@ -18,11 +18,11 @@ from jqnt.learn.fit import Progress, fit
 from jqnt.learn.piece import Piece, compiled, piece_of
 from jqnt.learn.reads import reads
 from jqnt.learn.reconstruct import learnable, value_of
-from jqnt.learn.rounding import SURE, soft_of
-from jqnt.learn.rows import regularizer, soft_logit
+from jqnt.learn.rounding import SURE, soft_start
+from jqnt.learn.rows import regularizer
 from jqnt.learn.source import Draw, Stream
 from jqnt.plan import Options, Plan, Theta, bind
-from jqnt.quantizers import Affine, Dropped, SoftRound, grid
+from jqnt.quantizers import Affine, Dropped, SoftRound
 from jqnt.types import Params
 
 __all__ = ["BlockLoss", "SpanError", "reconstruct_samples"]
@@ -269,9 +269,7 @@ def _opened(quantizer: Affine | SoftRound, w: Any) -> SoftRound:
     """A quantizer whose rounding can move: from w itself, or from a choice that was learned."""
     if isinstance(quantizer, SoftRound):
         return replace(quantizer, logit=jnp.clip(quantizer.logit, -1, 1))
-    scale = grid(quantizer, w.shape)[0]
-    v = divide(w, scale)
-    return soft_of(quantizer, soft_logit(v - jnp.floor(v)))
+    return soft_start(quantizer, w)
 
 
 def _closed(quantizer: SoftRound) -> SoftRound:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jqnt.errors import ConfigError, nearest
 from jqnt.formats import FP32, Format, Integer, format_named
 from jqnt.graph.match import Chain
+from jqnt.types import Symmetry
 
 __all__ = ["Operator", "Target", "Tensors", "load_target", "target_names"]
 
@@ -21,7 +22,7 @@ class Tensors:
     where there is no limit."""
 
     format: Format
-    symmetric: bool
+    symmetric: Symmetry
     granularity: Scales
     formats: frozenset[str]
 
@@ -139,7 +140,10 @@ def _tensors(table: Mapping[str, Any], where: str, general: Tensors | None = Non
     if table.get("strict", False) and isinstance(default, Integer):
         default = Integer(default.bits, default.signed, strict=True)
     formats = frozenset(n if n == "*" else format_named(n).name for n in table["formats"])
-    return Tensors(default, table["symmetric"], _scales(table["granularity"], where), formats)
+    symmetric = table["symmetric"]
+    if symmetric not in (True, False, "one_sided"):
+        raise ConfigError(f'{where}: symmetric {symmetric!r} is not true, false or "one_sided"')
+    return Tensors(default, symmetric, _scales(table["granularity"], where), formats)
 
 
 def _operator(
