@@ -146,6 +146,27 @@ def test_clipping_costs_more_in_sqnr_than_in_mse():
     assert float(sqnr.scale) > float(mse.scale)
 
 
+@pytest.mark.parametrize("name", ["minmax", "deviations", "sqnr", "entropy"])
+def test_one_sided_grids_have_their_zero_where_the_data_ask_for_it(name):
+    observer = ALL[name]
+    for x, zero, codes in ((np.abs(X), 0, 255), (X, 128, 127)):
+        found = observer.finish(seen(observer, x), U8, "one_sided")
+        assert float(found.zero_point) == zero
+        whole = float(np.abs(x).max()) / codes
+        if name == "minmax":
+            np.testing.assert_allclose(found.scale, whole, rtol=0.01)
+        assert 0.2 * whole < float(found.scale) <= 1.5 * whole
+
+
+def test_channels_are_one_sided_each_for_itself():
+    w = np.stack([np.abs(X[0, 0]), X[0, 1]])
+    observer = observers.exact_mse()
+    state = observer.update(observer.init(w, Granularity(0)), jnp.asarray(w))
+    found = observer.finish(state, Integer(8, signed=True), "one_sided")
+    np.testing.assert_array_equal(found.zero_point, [-128, 0])
+    assert float(jnp.abs(found(jnp.asarray(w)) - w)[0].max()) <= 0.51 * float(found.scale[0])
+
+
 @pytest.mark.parametrize("granularity", [PER_TENSOR, Granularity(0), Granularity(1, 16)])
 def test_exact_mse_of_a_weight_beats_minmax_in_every_group(granularity):
     w = jnp.asarray(RNG.normal(size=(6, 64)), jnp.float32)

@@ -313,6 +313,7 @@ WRONG = [
     ((Rule(name="ww", format="int4"),), {}, "did you mean 'w'"),
     ((Rule(), Rule(name="x", format="int8")), {}, "rule 2.*an earlier rule may match first"),
     ((Rule(name="w", format="int32"),), {}, "onnxruntime has no int32 weights.*legal: "),
+    ((Rule(name="w", format="int32"),), {"target": "simulation"}, "int32 does not fit the float32"),
     ((Rule(op="Exp", format="int8"),), {}, "computes Exp in float"),
     ((Rule(name="c", granularity="channel"),), {}, "give a Granularity"),
     ((Rule(role="bias", symmetric=True),), {}, "of a bias only the format can be set"),

@@ -1,4 +1,4 @@
-"""Run by test_mesh.py in a process of its own, with two devices: prints the names of what holds."""
+"""Run by test_merge.py in a process of its own, with two devices: prints what holds."""
 
 import functools
 
