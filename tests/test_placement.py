@@ -315,6 +315,10 @@ WRONG = [
     ((Rule(name="w", format="int32"),), {}, "onnxruntime has no int32 weights.*legal: "),
     ((Rule(name="w", format="int32"),), {"target": "simulation"}, "int32 does not fit the float32"),
     ((Rule(op="Exp", format="int8"),), {}, "computes Exp in float"),
+    (
+        (Rule("w", format="int4", granularity=2, scale_format="int4", symmetric="one_sided"),), {},
+        "on a symmetric grid",
+    ),
     ((Rule(name="c", granularity="channel"),), {}, "give a Granularity"),
     ((Rule(role="bias", symmetric=True),), {}, "of a bias only the format can be set"),
     ((), {"target": "onnxruntim"}, "did you mean 'onnxruntime'"),

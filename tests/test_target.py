@@ -62,6 +62,7 @@ def test_a_description_of_ones_own(tmp_path):
         ('encoding = "shared"', 'encoding = "same"', "operator MaxPool: encoding 'same'"),
         ('granularity = "channel"', 'granularity = "row"', r"\[weight\]: granularity 'row'"),
         ('format = "uint8"', 'format = "uint99"', "uint99|no number format|1 to 32 bits"),
+        ("symmetric = true", 'symmetric = "both"', "symmetric 'both' is not true"),
         ("joins = true", "join = true", "unknown key 'join'"),
         ("[bias]", "[bias", "cannot be read"),
     ],
