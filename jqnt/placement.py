@@ -11,7 +11,7 @@ from jqnt.graph.ir import Graph, Node
 from jqnt.graph.match import Group, fuse, sole_reader, static_tensors
 from jqnt.graph.roles import Weight, data_inputs, float_tensors, weight_of
 from jqnt.plan import Plan, Spec
-from jqnt.rules import Rule, unused
+from jqnt.rules import Rule, placed, unused
 from jqnt.scales import ScaleFormat
 from jqnt.targets import Operator, Target, load_target
 from jqnt.types import Symmetry
@@ -37,7 +37,7 @@ def plan(graph: Graph, rules: Sequence[Rule] = (), *, target: str | Target = "on
     """
     described = load_target(target) if isinstance(target, str) else target
     layout = _lay_out(graph, described)
-    draft = _Draft(described, tuple(rules), {}, {}, set())
+    draft = _Draft(described, placed(rules, graph), {}, {}, set())
     leaders: dict[str, str] = {}
     for members in layout.sets:
         sites = [layout.activations[name] for name in members]

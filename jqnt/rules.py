@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jqnt.errors import ConfigError, nearest
@@ -15,7 +15,7 @@ from jqnt.graph.match import static_tensors
 from jqnt.graph.roles import weight_of
 from jqnt.types import Symmetry
 
-__all__ = ["Rule", "Scales", "between", "first_and_last", "scheme", "unused"]
+__all__ = ["Rule", "Scales", "between", "first_and_last", "placed", "scheme", "unused"]
 
 Role = Literal["weight", "activation", "bias"]
 
@@ -34,7 +34,8 @@ class Rule:
     name; "float32" leaves the tensor alone. `limits` is a fixed range. `scale_format` is a grid
     for the scales: "power_of_two", or "int4" and the like for block scales that are integers
     times one float per channel. `symmetric` may be "one_sided": zero is the lowest code where
-    calibration sees nothing negative. What is None stays as the target has it.
+    calibration sees nothing negative. `subgraph` stands for `name`: (inputs, outputs), and every
+    tensor `between` them. What is None stays as the target has it.
     """
 
     name: str | tuple[str, ...] = "*"
@@ -45,8 +46,11 @@ class Rule:
     symmetric: Symmetry | None = None
     limits: tuple[float, float] | None = None
     scale_format: str | None = None
+    subgraph: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def __post_init__(self):
+        if self.subgraph is not None and self.name != "*" and not isinstance(self.name, tuple):
+            raise ConfigError(f"{self}: give a name or a subgraph")
         if self.format is not None:
             _ = self.number_format  # an unknown name is an error here, not later
         if self.symmetric not in (None, True, False, "one_sided"):
@@ -80,7 +84,7 @@ class Rule:
 
     def __str__(self) -> str:
         given = {
-            "name": self.name if self.name != "*" else None,
+            "name": self.name if self.name != "*" and self.subgraph is None else None,
             "op": self.op if self.op != "*" else None,
             "role": self.role,
             "format": getattr(self.number_format, "name", None),
@@ -88,6 +92,7 @@ class Rule:
             "symmetric": self.symmetric,
             "limits": self.limits,
             "scale_format": self.scale_format,
+            "subgraph": self.subgraph,
         }
         return f"Rule({', '.join(f'{k}={v!r}' for k, v in given.items() if v is not None)})"
 
@@ -129,6 +134,14 @@ def between(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tupl
     if not names:
         raise ConfigError(f"no path leads from {list(inputs)} to {list(outputs)}")
     return tuple(glob.escape(name) for name in names)
+
+
+def placed(rules: Sequence[Rule], graph: Graph) -> tuple[Rule, ...]:
+    """The rules with the names of their subgraphs. Raises what `between` raises."""
+    return tuple(
+        rule if rule.subgraph is None else replace(rule, name=between(graph, *rule.subgraph))
+        for rule in rules
+    )
 
 
 def first_and_last(graph: Graph) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from built import built, node
 from searched import case
 
 from jqnt.errors import ConfigError
+from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.rules_toml import load_rules, plan_rules, rules_text
 from jqnt.learn.decide import decide_plan
 from jqnt.placement import plan
@@ -34,6 +36,23 @@ def test_names_of_any_kind_survive(tmp_path):
     file = tmp_path / "r.toml"
     file.write_text(rules_text([Rule(name=names, role="weight", format="int4")]))
     assert load_rules(file) == (Rule(name=names, role="weight", format="int4"),)
+
+
+def test_a_subgraph_between_two_tensors(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text('[[rule]]\nsubgraph = [["b"], ["d"]]\nrole = "weight"\nformat = "int4"\n')
+    nodes = [node("Conv", f"{x} {w}", y) for x, w, y in ("xub", "bvc", "cwd", "dty")]
+    weights = {name: np.ones((2, 2, 1, 1)) for name in "uvwt"}
+    graph = import_onnx(built(nodes, {"x": ["N", 2, 3, 3]}, ["y"], weights))[0]
+    laid = plan(graph, load_rules(file))
+    assert {n: laid.specs[n].format.bits for n in "uvwt"} == {"u": 8, "v": 4, "w": 4, "t": 8}
+    assert laid.specs["v"].rule.endswith("subgraph=(('b',), ('d',)))")
+    file.write_text('[[rule]]\nsubgraph = [["d"], ["b"]]\nformat = "int4"\n')
+    with pytest.raises(ConfigError, match="no path leads from"):
+        plan(graph, load_rules(file))
+    file.write_text('[[rule]]\nsubgraph = [["b"], ["d"]]\nname = "v"\n')
+    with pytest.raises(ConfigError, match="a name or a subgraph"):
+        load_rules(file)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def rules_text(rules: Sequence[Rule]) -> str:
 def _value(value: Any, where: str) -> Any:
     """Lists become tuples; a table of axis and block is a `Granularity`."""
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(_value(v, where) for v in value)
     if not isinstance(value, dict):
         return value
     for key in value:
