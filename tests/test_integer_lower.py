@@ -11,6 +11,7 @@ from jqnt.freeze import freeze
 from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.integer import lower as lower_integers
+from jqnt.interop.onnx_qdq import to_qdq
 from jqnt.interop.onnx_qop import to_qoperator
 from jqnt.learn.calibrate import calibrate
 from jqnt.placement import plan
@@ -102,6 +103,23 @@ def test_sixteen_bit_activations_do_not_wrap(signed, bits):
     exact = np.rint(total.astype(np.float32) * scale).astype(np.float64) + y.zero_point
     np.testing.assert_array_equal(ours, np.clip(exact, max(y.zero_point, low), high))
     assert ours.dtype == inputs["x"].dtype
+
+
+def test_a_channel_whose_zero_is_its_lowest_code():
+    """Weights less their zero point reach 255, which int8 products take in three pieces."""
+    rng = np.random.default_rng(2)
+    inputs = {"x": np.abs(rng.normal(size=(2, 3, 6, 6))).astype(np.float32)}
+    w = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    w[1] = np.abs(w[1])
+    graph, params = case([node("Conv", "x w", "y")], inputs, ["y"], {"w": w})
+    chosen = plan(graph, (Rule(symmetric="one_sided"),))
+    theta = calibrate(lower(graph), params, chosen, [inputs])
+    assert theta["w"].zero_point.tolist() == [0, -128, 0, 0] and float(theta["x"].zero_point) == 0
+    params, encodings = freeze(graph, params, bind(theta, chosen))
+    ours = np.asarray(lower_integers(graph, params, encodings)(inputs)["y"])
+    (theirs,) = ort_session(to_qdq(graph, params, encodings), False).run(["y"], inputs)
+    np.testing.assert_allclose(ours, theirs, atol=1.001 * float(encodings["y"].scale))
+    assert (ours == theirs).mean() > 0.99
 
 
 def test_any_tensor_as_codes_or_as_floats():

@@ -21,16 +21,16 @@ _IM2COL_CHANNELS = 32
 
 
 def int8_pieces(values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """int8 arrays that sum to `values`: one where they fit, else two (weights less zero point)."""
-    first = np.clip(values, -128, 127)
-    rest = values - first
-    if not rest.any():
-        return (first.astype(np.int8),)
-    if np.abs(rest).max() > 127:
+    """int8 arrays that sum to `values`: one where they fit, else two, and three for 255 (weights
+    less a zero point at the lowest code)."""
+    if np.abs(values).max(initial=0) > 255:
         raise UnsupportedError(
             f"weights less their zero point reach {np.abs(values).max()}, more than 255"
         )
-    return first.astype(np.int8), rest.astype(np.int8)
+    pieces = [np.clip(values, -128, 127)]
+    while (rest := values - sum(pieces)).any():
+        pieces.append(np.clip(rest, -128, 127))
+    return tuple(piece.astype(np.int8) for piece in pieces)
 
 
 def accumulate(product: Any, x: Int[Array, "..."], wide: bool) -> Any:
