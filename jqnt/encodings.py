@@ -61,6 +61,12 @@ class Encoding:
         middle = 0 if self.format.signed else 2 ** (self.format.bits - 1)
         return bool((self.zero_point == middle).all())
 
+    def same_grid(self, other: "Encoding") -> bool:
+        """Whether equal codes mean equal reals, of one format."""
+        pairs = ((self.scale, other.scale), (self.zero_point, other.zero_point))
+        same = all(np.array_equal(a, b) for a, b in pairs)
+        return same and (self.format, self.granularity) == (other.format, other.granularity)
+
     def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Scale or zero point in a shape that broadcasts against a tensor of `shape`."""
         if self.granularity.axis is None or values.ndim == 0:

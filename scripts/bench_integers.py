@@ -106,9 +106,10 @@ def requantization(count: int) -> list[dict[str, Any]]:
     import jax.numpy as jnp
 
     from jqnt.integer.fixed_point import quantized_multiplier
-    from jqnt.integer.requantize import FLOAT, MNN, NCNN
+    from jqnt.integer.mnn import CONV, DEPTHWISE
+    from jqnt.integer.requantize import FLOAT, NCNN
     from jqnt.integer.requantize_fixed import DOUBLE, DYADIC, SINGLE
-    from jqnt.integer.rule import Out
+    from jqnt.integer.rule import Out, Zeros
 
     rng = np.random.default_rng(0)
     edges = np.int64([0, 1, -1, 2**24, -(2**24), 2**24 + 1, 2**29, -(2**29)])
@@ -141,17 +142,21 @@ def requantization(count: int) -> list[dict[str, Any]]:
     for scales in ((sx, sw, sy), ties):
         m, shift = quantized_multiplier(np.float64(scales[0]) * scales[1] / np.float64(scales[2]))
         f, (a, w, y), one = acc.astype(np.float32), scales, np.float32(1)
+        moved = acc + np.trunc(real / (a * w)) + np.trunc(np.float32(-3) / (w * (a / y)))
         whole = (acc + bias[0]).astype(np.float32)
         expected = {
             "half even, float32": (FLOAT, np.rint(whole * (a * w / y))),
             "two roundings": (DOUBLE, double(acc + bias[0], m, shift)),
             "one rounding": (SINGLE, single(acc + bias[0], m, shift)),
             "dyadic, half even": (DYADIC, even(acc + bias[0], m, shift)),
-            "MNN": (MNN, away(f * (w * a / y) + real / y)),
+            "MNN": (CONV, away(f * w * (a / y) + (real / y + np.float32(-3))) + 3),
+            "MNN, depthwise": (DEPTHWISE, away(moved.astype(np.float32) * (w * (a / y))) + 3),
             "ncnn": (NCNN, away((f * (one / ((one / a) * (one / w))) + real) * (one / y))),
         }
         for name, (rule, value) in expected.items():
-            table = rule.prepare(a, np.full(1, w), y, bias, real)
+            numbers = (a, np.full(1, w), y, bias, real)
+            zeros = (Zeros(-128, -3, np.zeros(1, np.int64)),) if "MNN" in name else ()
+            table = rule.prepare(*numbers, *zeros)
             run = jax.jit(lambda x, t, rule=rule: rule.apply(x, t, out))
             ours = np.asarray(run(jnp.asarray(acc.astype(np.int32)), table))
             wrong = int((ours != np.clip(value - 3, -128, 127)).sum())

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jqnt.errors import UnsupportedError
-from jqnt.integer.requantize import DIVIDE, FLOAT, MNN, NCNN
+from jqnt.integer.mnn import CONV, DEPTHWISE
+from jqnt.integer.requantize import DIVIDE, FLOAT, NCNN
 from jqnt.integer.requantize_fixed import DOUBLE, DYADIC, POWER, SINGLE
-from jqnt.integer.rule import Out, along_last
+from jqnt.integer.rule import Out, Zeros, along_last
 
 CHANNELS = 64
 
@@ -53,7 +54,7 @@ def test_rescaling_divides():
         np.testing.assert_array_equal(np.asarray(ours), expected)
 
 
-def _sample(rule, power=False):
+def _sample(rule, power=False, zeros=()):
     rng = np.random.default_rng(2)
     acc = _accumulators() >> 2
     sx, sy = np.float32(0.0123), np.float32(0.0456)
@@ -66,7 +67,7 @@ def _sample(rule, power=False):
         )
     bias = rng.integers(-(2**18), 2**18, CHANNELS)
     real = (bias * (np.float64(sx) * sw)).astype(np.float32)
-    table = rule.prepare(sx, sw, sy, bias, real)
+    table = rule.prepare(sx, sw, sy, bias, real, *zeros)
     out = Out(np.int32(-7), np.int32(-128), np.int32(127))
     ours = jax.jit(lambda a, t: rule.apply(a, along_last(t, 2), out))(acc, table)
     return np.asarray(ours), acc, sx, sw, sy, bias, real
@@ -115,9 +116,20 @@ def _away(value):
 
 
 def test_mnn_keeps_its_bias_real():
-    ours, acc, sx, sw, sy, _, real = _sample(MNN)
-    value = acc.astype(np.float32) * (sw * sx / sy) + real / sy
-    np.testing.assert_array_equal(ours, _clip(_away(value)))
+    f, sums = np.float32, np.arange(CHANNELS) * 7 - 200
+    ours, acc, sx, sw, sy, _, real = _sample(CONV, zeros=[Zeros(-9, -7, sums)])
+    moved = acc.astype(np.int64) + (128 - 9) * sums
+    bias = (real - sums.astype(f) * sw * f(128 - 9) * sx) / sy + f(-7)
+    value = moved.astype(np.int32).astype(f) * sw * (sx / sy) + bias
+    np.testing.assert_array_equal(ours, np.clip(_away(value), -128, 127))
+
+
+def test_mnn_cuts_the_bias_of_depthwise_convolutions():
+    f, sums = np.float32, np.arange(CHANNELS) * 7 - 200
+    ours, acc, sx, sw, sy, _, real = _sample(DEPTHWISE, zeros=[Zeros(-9, -7, sums)])
+    whole = np.trunc(real / (sx * sw)) + np.trunc(f(-7) / (sw * (sx / sy)))
+    total = (acc + whole.astype(np.int64)).astype(np.int32).astype(f)
+    np.testing.assert_array_equal(ours, np.clip(_away(total * (sw * (sx / sy))), -128, 127))
 
 
 def test_ncnn_multiplies_by_reciprocals():

@@ -9,6 +9,7 @@ from jqnt.integer import (
     binary_fixed,
     binary_float,
     mean,
+    mnn,
     requantize,
     requantize_fixed,
     softmax,
@@ -48,7 +49,11 @@ class Arithmetic(NamedTuple):
     finishes Gemm and MatMul where they differ from convolutions. `real` gives the float32 of an
     accumulator whose tensor has no encoding (`dense_real` that of Gemm and MatMul),
     `enter` puts float32 onto a grid where that is not QuantizeLinear. `only_products` marks
-    backends that run all but products in float32, `unsigned` those that add 128 to int8 inputs.
+    backends that run in float32 what they have no rule for, `zeros` those whose products take
+    `Zeros`; `depthwise` finishes depthwise convolutions where they differ from others.
+    `relu_at_zero` marks backends whose Relu behind Add, Sub and Mul clamps at code 0, whatever
+    the zero point; `int8_pools` those whose MaxPool compares x + 128 as int8 and whose means never
+    count padding: MNN 3.6.1 on x86-64 does.
     """
 
     name: str
@@ -66,7 +71,10 @@ class Arithmetic(NamedTuple):
     dense_real: Rule | None = None
     enter: Rule | None = None
     only_products: bool = False
-    unsigned: bool = False
+    zeros: bool = False
+    depthwise: Rule | None = None
+    relu_at_zero: bool = False
+    int8_pools: bool = False
     sub: Rule | None = None
     wide_add: Rule | None = None
     wide_mul: Rule | None = None
@@ -121,10 +129,19 @@ _ALL = (
     ),
     Arithmetic(
         "mnn",
-        requantize.MNN,
+        mnn.CONV,
+        add=mnn.ADD,
+        mul=mnn.MUL,
+        sub=mnn.SUB,
+        mean=mnn.MEAN,
+        window_mean=mnn.WINDOW_MEAN,
+        relu_at_zero=True,
+        int8_pools=True,
+        fused={**_FUSED, "Gemm": (), "MatMul": ()},
+        depthwise=mnn.DEPTHWISE,
         enter=requantize.ENTER_AWAY,
         only_products=True,
-        unsigned=True,
+        zeros=True,
     ),
     Arithmetic(
         "ncnn",
@@ -150,8 +167,8 @@ ARITHMETICS: Mapping[str, Arithmetic] = {entry.name: entry for entry in _ALL}
 session.x64quantprecision: else pairs of uint8 x int8 products saturate at 16 bits).
 tflite-reference: the reference kernels, two roundings (fully connected layers one, as LiteRT
 2.3.0 does). tflite-single: the same built with one. xnnpack: LiteRT's default on x86-64. mnn,
-ncnn: their int8 layers on x86-64, all others in float32 (MNN's depthwise convolutions to within
-one code; ncnn without its packed layout, whose depthwise layers take the processor's approximate
+ncnn: their int8 layers on x86-64, all others in float32 (MNN's AVX2 and AVX-512 kernels alike;
+ncnn without its packed layout, whose depthwise layers take the processor's approximate
 reciprocal). dyadic: HAWQ-V3. power-of-two: shifts only."""
 
 

@@ -47,6 +47,7 @@ def _pair_prepare(rule_of: Any):
                 f"{site.where(group)}: this arithmetic has no such kernel for "
                 f"{a.format.name}, {b.format.name} -> {site.grids[group.output].format.name}"
             )
+        _check_relu(group, site)
         table = {"rule": rule.prepare(a, b, site.grids[group.output]), **clamp(group, site)}
         for i, (name, grid) in enumerate(zip(group.head.inputs, (a, b), strict=True)):
             if name not in site.grids:
@@ -57,6 +58,16 @@ def _pair_prepare(rule_of: Any):
         return table
 
     return prepare
+
+
+def _check_relu(group: Group, site: Site) -> None:
+    _, zero_point = per_tensor(site.grids[group.output], site.where(group))
+    clamps = [node for node in group.nodes[1:] if node.op != "Identity"]
+    if site.arithmetic.relu_at_zero and clamps and zero_point:
+        raise UnsupportedError(
+            f"{site.where(group)}: {site.arithmetic.name} clamps the {clamps[0].op} behind it at "
+            f"code 0, not at {group.output!r}'s zero point {zero_point}: make that grid symmetric"
+        )
 
 
 def _pair_run(rule_of: Any):

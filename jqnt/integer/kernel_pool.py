@@ -97,7 +97,7 @@ def _window_run(group: Group, site: Site, table: Any, values: Sequence[Laid | No
     widths = ((0, 0), *view.pads, (0, 0))
     parts = places(jnp.pad(x, widths, constant_values=table["rule"]["zx"]), view)
     inside = np.pad(np.ones((1, *x.shape[1:-1], 1), np.int32), widths)
-    whole = node.attrs.get("count_include_pad", 0)
+    whole = node.attrs.get("count_include_pad", 0) and not site.arithmetic.int8_pools
     counts = sum(places(np.ones_like(inside) if whole else inside, view))
     out = out_grid(table, x.ndim, True)
     codes = rule.apply(parts, jnp.asarray(counts), table["rule"], out)

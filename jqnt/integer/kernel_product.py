@@ -12,8 +12,7 @@ from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.accumulate import accumulate, convolve, dot, int8_pieces, is_wide, offset
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
 from jqnt.integer.narrow import narrowed
-from jqnt.integer.requantize import unsigned_inputs
-from jqnt.integer.rule import Rule, along_last, container, store
+from jqnt.integer.rule import Rule, Zeros, along_last, container, store
 from jqnt.ops.window import window
 
 __all__ = [
@@ -101,15 +100,13 @@ def product_table(
     summed = tuple(range(matrix.ndim - 1))
     box = container(x.format)  # pyright: ignore[reportArgumentType]
     codes, real = _bias(group, site, sx * scale)
+    sums = matrix.sum(summed)
     table = {
         "pieces": int8_pieces(matrix),
-        "sums": matrix.sum(summed).astype(np.int32),
+        "sums": sums.astype(np.int32),
         "zx": np.int32(zx - box.shift),
-        **finishing(group, site, sx, scale, codes, real),
+        **finishing(group, site, sx, scale, codes, real, Zeros(zx, 0, sums)),
     }
-    depthwise = group.head.attrs.get("group", 1) > 1 and matrix.shape[-2] == 1
-    if site.arithmetic.unsigned and not depthwise:
-        table["rule"] = unsigned_inputs(table["rule"], (zx + 128) * table["sums"].astype(np.int64))
     wide = box.dtype.itemsize > 1
     if wide and not site.arithmetic.wide:
         raise UnsupportedError(f"{where}: this arithmetic has no activations of 16 bits")
@@ -123,14 +120,28 @@ def product_table(
 
 
 def finishing(
-    group: Group, site: Site, sx: Any, scale: Any, codes: np.ndarray, real: np.ndarray
+    group: Group,
+    site: Site,
+    sx: Any,
+    scale: Any,
+    codes: np.ndarray,
+    real: np.ndarray,
+    zeros: Zeros | None = None,
 ) -> dict[str, Any]:
-    """The table of the rule behind an accumulator, and its clamp where it goes to codes."""
+    """The table of the rule behind an accumulator, and its clamp where it goes to codes.
+
+    `zeros` (its `y` is filled in here) is None where no operand is static.
+    """
     y, rule = site.grids.get(group.output), _rule(group, site)
     if y is None:
         return {"rule": rule.prepare(sx, scale, codes, real)}
-    sy, _ = per_tensor(y, site.where(group))
-    return {"rule": rule.prepare(sx, scale, sy, codes, real), **clamp(group, site)}
+    sy, zy = per_tensor(y, site.where(group))
+    numbers = (sx, scale, sy, codes, real)
+    if site.arithmetic.zeros:
+        if zeros is None:
+            raise UnsupportedError(f"{site.where(group)}: this arithmetic has no such kernel")
+        numbers = (*numbers, zeros._replace(y=zy))
+    return {"rule": rule.prepare(*numbers), **clamp(group, site)}
 
 
 def _bias(group: Group, site: Site, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,8 +183,17 @@ def _rule(group: Group, site: Site) -> Rule:
         rule = dense or site.arithmetic.real
         assert rule is not None
         return rule
-    dense = site.arithmetic.dense
-    return site.arithmetic.requantize if dense is None or group.head.op in _SPATIAL else dense
+    own = site.arithmetic.depthwise if _is_depthwise(group, site) else None
+    if group.head.op not in _SPATIAL:
+        own = site.arithmetic.dense
+    return own or site.arithmetic.requantize
+
+
+def _is_depthwise(group: Group, site: Site) -> bool:
+    """Whether each output channel of a convolution reads one input channel of several."""
+    weight = site.operands.coded(group.head.inputs[1])
+    many = group.head.op == "Conv" and group.head.attrs.get("group", 1) > 1
+    return many and weight is not None and weight.codes.shape[1] == 1
 
 
 def _first(values: Sequence[Laid | None]) -> Laid:

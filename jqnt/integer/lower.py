@@ -302,13 +302,22 @@ def _move(
         dtype = env[node.inputs[0]].array.dtype
         node, values = _pad_with(node, values, table["zx"].astype(dtype))
     x = site.grids[step.node.inputs[0]]
+    turned = node.op == "MaxPool" and site.arithmetic.int8_pools
+    if turned:
+        values = [_sign_turned(values[0]), *values[1:]]
     for name, value in zip(node.outputs, call(node, values), strict=False):
         if name:
+            value = _sign_turned(value) if turned else value
             y = site.grids[name]
             rule, out = table[name]["rule"], table[name]["out"]
             if rule is not None:
                 value = value._replace(array=rescaled(value.array, x, y, rule, site, out))
             yield name, value
+
+
+def _sign_turned(value: Any) -> Laid:
+    """int8 codes plus 128, wrapped."""
+    return value._replace(array=value.array ^ jnp.int8(-128))
 
 
 def _pad_with(node: Node, values: list[Laid | None], zero: Any):

@@ -75,7 +75,9 @@ def _step(node: Node, site: Site, integers: dict[str, Encoding]) -> Step:
     picks = node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest"
     if node.op in MOVES and picks and node.inputs[0] in site.grids:
         rest = [n for n in node.inputs[1:] if n]
-        own = any(o in integers for o in outputs) and site.arithmetic.only_products
+        source = site.grids[node.inputs[0]]
+        own = any(o in integers and not integers[o].same_grid(source) for o in outputs)
+        own = own and site.arithmetic.only_products
         if (
             site.operands.static.issuperset(rest)
             and all(o in integers or o not in encoded for o in outputs)
@@ -88,12 +90,25 @@ def _step(node: Node, site: Site, integers: dict[str, Encoding]) -> Step:
     if node.op == "Concat" and outputs[0] not in encoded:
         return node
     product = node.op in PRODUCTS
-    if site.arithmetic.only_products and not product:
+    if site.arithmetic.only_products and not product and not _has_rule(node, site):
         return node
     group = chain(node, site, encoded)
     if group is None or group.output not in integers:
         return Group((node,)) if product and site.arithmetic.real is not None else node
     return group
+
+
+def _has_rule(node: Node, site: Site) -> bool:
+    """Whether a backend that runs all else in float has a kernel of its own for this operator."""
+    arithmetic = site.arithmetic
+    rules = {
+        "Add": arithmetic.add,
+        "Sub": arithmetic.sub,
+        "Mul": arithmetic.mul,
+        "GlobalAveragePool": arithmetic.mean,
+        "AveragePool": arithmetic.window_mean,
+    }
+    return rules.get(node.op) is not None
 
 
 def _refuse_unmatched(site: Site, nodes: list[Node]) -> None:

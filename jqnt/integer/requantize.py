@@ -14,13 +14,12 @@ __all__ = [
     "DIVIDE",
     "ENTER_AWAY",
     "FLOAT",
-    "MNN",
     "NCNN",
     "NCNN_DENSE_REAL",
     "NCNN_REAL",
     "add_bias",
+    "half_away",
     "quantize_float",
-    "unsigned_inputs",
 ]
 
 
@@ -45,27 +44,6 @@ def _divide_apply(codes: Int[Array, "..."], table: dict, out: Out) -> Int[Array,
     """q = rint(f32((x - zx) * sx) / sy) + z, a true division."""
     real = exact_mul((codes - table["zx"]).astype(jnp.float32), table["sx"])
     return _round_to(divide(real, table["sy"]), out)
-
-
-def _mnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
-    """s = sx * sw / sy and bias / sy, float32."""
-    sw, sy = np.asarray(sw, np.float32), np.float32(sy)
-    bias = np.asarray(real_bias, np.float32) / sy
-    return {"scale": sw * np.float32(sx) / sy, "bias": bias, "shift": np.int32(0)}
-
-
-def unsigned_inputs(table: dict, shift: np.ndarray) -> dict:
-    """An MNN table for accumulators of x + 128: they hold `shift` = (zx + 128) sum(w) more, which
-    the bias takes back in float32: bias - f32(shift) * s."""
-    bias = table["bias"] + (-shift).astype(np.float32) * table["scale"]
-    return {**table, "bias": bias, "shift": shift.astype(np.int32)}
-
-
-def _mnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
-    """v = f32(acc + shift) * s + bias, two roundings; q = trunc(v + copysign(0.5, v)) + z."""
-    total = to_float(acc + table["shift"])
-    product = exact_mul(total, jnp.broadcast_to(table["scale"], total.shape))
-    return _half_away(product + table["bias"], out)
 
 
 def _ncnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
@@ -93,7 +71,7 @@ def _enter_prepare(scale: np.float32) -> dict:
 
 def _enter_apply(x: Float[Array, "..."], table: dict, out: Out) -> Int[Array, "..."]:
     """q = round half away(x * f32(1 / scale)) + z, clipped."""
-    return _half_away(exact_mul(x, jnp.asarray(table["inverse"])), out)
+    return half_away(exact_mul(x, jnp.asarray(table["inverse"])), out)
 
 
 def _ncnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
@@ -101,10 +79,10 @@ def _ncnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
     total = to_float(acc)
     product = exact_mul(total, jnp.broadcast_to(table["scale"], total.shape))
     real = product + table["bias"]
-    return _half_away(exact_mul(real, jnp.broadcast_to(table["top"], real.shape)), out)
+    return half_away(exact_mul(real, jnp.broadcast_to(table["top"], real.shape)), out)
 
 
-def _half_away(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
+def half_away(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
     """trunc(v + copysign(0.5, v)) in float32, as C code without roundf does it."""
     low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
     value = jnp.clip(value, low - 1, high + 1)
@@ -132,9 +110,6 @@ def _round_to(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
 
 FLOAT = Rule(_float_prepare, _float_apply)
 """One float32 product, round half to even: onnxruntime's MlasRequantizeOutput."""
-
-MNN = Rule(_mnn_prepare, _mnn_apply)
-"""MNN's int8 convolutions: the bias stays real, halves go away from zero."""
 
 NCNN = Rule(_ncnn_prepare, _ncnn_apply)
 """ncnn's requantized int8 layers, symmetric grids of -127 to 127."""

@@ -14,7 +14,17 @@ from jqnt.errors import UnsupportedError
 from jqnt.formats import Integer
 from jqnt.types import Leaf
 
-__all__ = ["Container", "Out", "Rule", "along_last", "container", "settled", "store", "true_codes"]
+__all__ = [
+    "Container",
+    "Out",
+    "Rule",
+    "Zeros",
+    "along_last",
+    "container",
+    "settled",
+    "store",
+    "true_codes",
+]
 
 
 class Rule(NamedTuple):
@@ -36,6 +46,14 @@ class Out(NamedTuple):
     zero_point: Leaf
     low: Leaf
     high: Leaf
+
+
+class Zeros(NamedTuple):
+    """The zero points of a product's input and output, and the sum of the weights per output."""
+
+    x: int
+    y: int
+    sums: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import onnx
 from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import DataError, UnsupportedError, nearest
 from jqnt.formats import PER_TENSOR, Granularity, Integer
-from jqnt.graph.ir import Graph
+from jqnt.graph.ir import Graph, Node
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, per_tensor
 from jqnt.integer.operands import Operands
@@ -26,6 +26,9 @@ __all__ = ["from_mnn", "to_mnn"]
 _VERSION = "3.6.1"
 _BEFORE_OUTPUT = "__before_tr"
 """What the converter appends to the output of a convolution that feeds an output of the model."""
+_FROM_PRODUCT = "__matmul_converted"
+"""What it appends to the output of a matrix product that it turns into a convolution."""
+_WRITTEN = ("Conv", "Gemm", "MatMul")
 
 
 def to_mnn(
@@ -37,9 +40,11 @@ def to_mnn(
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """(float model with weights on their grids, compression parameters) for MNNConvert.
 
-    A convolution is matched by the name that its output has after conversion, which is the
-    tensor's own, with the suffix `__before_tr` where it is an output of the graph; `names` says
-    otherwise. Convolutions with an int8 input, weight and output are quantized, all else is float.
+    A layer is matched by the name that its output has after conversion, which is the tensor's
+    own, with the suffix `__before_tr` where a convolution makes an output of the graph, and
+    `__matmul_converted` where Gemm or MatMul makes it; `names` says otherwise. Convolutions and
+    products with an int8 input, weight and output are quantized; sums, products and pools between
+    int8 tensors follow them, all else is float.
 
     Raises UnsupportedError, naming the node, for grids that MNN's int8 convolutions do not take,
     and where no convolution has its input, weight and output encoded.
@@ -49,20 +54,24 @@ def to_mnn(
     layers = []
     baked = {k: np.asarray(v) for k, v in params.items()}
     for step in steps:
-        if not isinstance(step, Group) or step.head.op != "Conv":
+        if not isinstance(step, Group) or step.head.op not in _WRITTEN:
             continue
         node, where = step.head, site.where(step)
         data, weight = node.inputs[:2]
         coded = operands.coded(weight)
-        assert coded is not None
+        if coded is None or not _plain(node):
+            raise UnsupportedError(f"{where}: MNN's int8 products take one activation, as it is")
         if weight in baked:
             baked[weight] = operands.value(weight).astype(baked[weight].dtype)
         label = step.output
-        if (names is None or label not in names) and label in graph.outputs:
+        if node.op != "Conv":
+            label += _FROM_PRODUCT
+        elif label in graph.outputs:
             label += _BEFORE_OUTPUT
         label = (names or {}).get(step.output, label)
         bits, low, high = _weight_limits(coded.format, where)
-        scales = coded.per_channel(0, where)
+        axis = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+        scales = coded.per_channel(axis, where)
         layers.append(
             {
                 "opName": step.output,
@@ -82,8 +91,8 @@ def to_mnn(
         )
     if not layers:
         raise UnsupportedError(
-            f"graph {graph.name!r} has no convolution with input, weight and output in int8; plan "
-            f"with target 'mnn'"
+            f"graph {graph.name!r} has no convolution or product with input, weight and "
+            f"output in int8; plan with target 'mnn'"
         )
     parameters = {"roundMode": "ROUND_AWAY_FROM_ZERO", "layer": layers}
     document = {
@@ -114,11 +123,19 @@ def from_mnn(document: Mapping[str, Any], graph: Graph) -> Encodings:
             for key in ("input", "weight", "output"):
                 for entry in _items(layer, key, f"{at}.layer[{j}]"):
                     where = f"{at}.layer[{j}].{key}"
-                    name = str(entry.get("name", "")).removesuffix(_BEFORE_OUTPUT)
+                    name = str(entry.get("name", ""))
+                    name = name.removesuffix(_BEFORE_OUTPUT).removesuffix(_FROM_PRODUCT)
                     if name not in known:
                         raise DataError(f"{where}: no tensor {name!r}{nearest(name, known)}")
                     found[name] = _read(entry, key == "weight", where)
     return Encodings(found)
+
+
+def _plain(node: Node) -> bool:
+    """Whether the converter makes a convolution of a product."""
+    return not node.attrs.get("transA", 0) and {1.0} == {
+        float(node.attrs.get(key, 1.0)) for key in ("alpha", "beta")
+    }
 
 
 def _activation(tensor: str, label: str, encoding: Encoding) -> dict[str, Any]:
