@@ -347,9 +347,9 @@ def laws(inputs: Inputs) -> Iterator[Row]:
               relaxed <= 1e-6)  # fmt: skip
     yield row("roofline over full model, largest network", below, "", "<= 1", below <= 1)
     yield row("narrower over wider formats, largest", falls, "", "<= 1", falls <= 1)
-    worst = _slopes(next(iter(workloads.values())), device)
-    yield row("gradient against differences of the relaxed form", worst, "", "<= 1e-2",
-              worst <= 1e-2, "relative, device numbers")  # fmt: skip
+    worst = max(_slopes(w, device) for w in workloads.values())
+    yield row("gradient against differences of the relaxed form", worst, "", "<= 1e-3",
+              worst <= 1e-3, "relative, device numbers, worst of all networks")  # fmt: skip
 
 
 def _relative(a: Any, b: Any) -> float:
@@ -359,22 +359,27 @@ def _relative(a: Any, b: Any) -> float:
 
 
 def _slopes(w: Workload, device: npu.Device) -> float:
-    """The largest relative difference between d latency and its central differences."""
+    """The largest relative difference between d latency and its central differences.
+
+    The relaxed form has kinks, so the step is small: sums in float64, device numbers in float32.
+    """
 
     def seconds(d: npu.Device) -> jax.Array:
         return npu.expected_latency(npu.tables(w, d, ["w8a8"], calculus=RELAXED), ones)
 
-    ones = jnp.ones((len(w.groups), 1))
-    slope = jax.grad(seconds)(device)
+    def changed(name: str, factor: float) -> tuple[float, float]:
+        value = np.float32(float(getattr(device, name)) * factor)
+        return float(value), float(seconds(replace(device, **{name: value})))
+
     worst = 0.0
-    for name in ("dram_bytes_per_s", "vtcm_bytes_per_s", "dispatch_s", "serial_s", "graph_s"):
-        value, step = float(getattr(device, name)), 1e-2
-        up, down = (
-            float(seconds(replace(device, **{name: value * f}))) for f in (1 + step, 1 - step)
-        )
-        difference = (up - down) / (2 * step * value)
-        if abs(difference) * value > 1e-6:
-            worst = max(worst, abs(float(getattr(slope, name)) / difference - 1))
+    with jax.enable_x64(True):
+        ones = jnp.ones((len(w.groups), 1))
+        slope = jax.grad(seconds)(device)
+        for name in ("dram_bytes_per_s", "vtcm_bytes_per_s", "dispatch_s", "serial_s", "graph_s"):
+            (high, up), (low, down) = changed(name, 1 + 1e-4), changed(name, 1 - 1e-4)
+            difference = (up - down) / (high - low)
+            found = float(getattr(slope, name))
+            worst = max(worst, abs(found / difference - 1) if difference else abs(found))
     return worst
 
 
