@@ -9,7 +9,7 @@ from jqnt.formats import FP32, Format, Integer, Microscaling, Minifloat
 from jqnt.granularity import PER_TENSOR, Granularity
 from jqnt.graph.ir import Graph, Node
 from jqnt.graph.match import Group, fuse, sole_reader, static_tensors
-from jqnt.graph.roles import Weight, data_inputs, float_tensors, weight_of
+from jqnt.graph.roles import Weight, data_inputs, float_tensors, softmax_axis, weight_of
 from jqnt.plan import Plan, Spec
 from jqnt.rules import Rule, placed, unused
 from jqnt.scales import ScaleFormat
@@ -45,7 +45,7 @@ def plan(graph: Graph, rules: Sequence[Rule] = (), *, target: str | Target = "on
         if spec is not None and isinstance(spec.format, Microscaling):
             draft.specs.update(in_blocks(spec, graph, members))
         elif spec is not None:
-            draft.specs[members[0]] = spec
+            draft.specs[members[0]] = replace(spec, softmax_axis=softmax_axis(graph, members))
             leaders.update((name, members[0]) for name in members[1:])
     for site in layout.weights.values():
         if (spec := _weight_spec(draft, site)) is not None:

@@ -23,7 +23,9 @@ class Spec:
     """How one tensor is quantized: number format, granularity, symmetry, and which rule said so.
 
     `role` is "weight", "activation" or "bias"; `limits` is a range that is fixed, not observed;
-    `scale_format` is the grid of the scales themselves.
+    `scale_format` is the grid of the scales themselves. `softmax_axis` is set where Softmax alone
+    reads the tensor: what lies so far below the maximum along that axis that its probability
+    vanishes (masks add -1e4 or -3e38) does not widen the range.
     """
 
     format: Format
@@ -33,6 +35,7 @@ class Spec:
     rule: str = "default"
     limits: tuple[float, float] | None = None
     scale_format: ScaleFormat | None = None
+    softmax_axis: int | None = None
 
     def __post_init__(self):
         if isinstance(self.format, Integer) and self.format.bits > 24:

@@ -127,6 +127,7 @@ def accuracy(data: Path, only: str | None = None) -> Iterator[Row]:
             images.calibration(64),
             observer=sqnr() if enhanced else minmax(),
             weight_observer=exact_mse(clip_weight=3.0) if enhanced else minmax(),
+            quantized_weights=True,  # as AIMET calibrates
         )
         logits = jax.jit(lower(graph))(params, bind(theta, laid), {"input": images.eval})["logits"]
         found = 100 * (np.asarray(logits).argmax(1) == images.labels).mean()
@@ -208,7 +209,7 @@ def cases(data: Path, only: str | None) -> Iterator[Case]:
             continue
         else:
             continue
-        size = len(images.eval) if len(images.eval) <= 1000 else 1000
+        size = len(images.eval)
         held = [{"input": images.eval[:8]}]
         held += [{"input": images.eval[i : i + 50]} for i in range(8, size, 50)]
         yield Case(stem, images.calibration(20)[:10], held, lambda out: out["logits"].argmax(1))

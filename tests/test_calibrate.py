@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from built import built, node, reference
+from onnx import helper
 
 from jqnt import observers
 from jqnt.choices import with_choices
@@ -204,3 +205,45 @@ def test_formats_of_the_default_plan(network):
     theta = calibrate(lower(graph), params, plan(graph), BATCHES)
     assert theta["w"].signed and not theta["x"].signed
     assert Integer(int(theta["w"].bits), theta["w"].signed) == Integer(8, signed=True)
+
+
+def test_masks_do_not_widen_what_softmax_alone_reads():
+    """Probabilities after a mask of -3.4e38 survive 8 bits; other readers keep the whole range."""
+    mask = np.where(np.arange(6) < 4, 0, np.finfo(np.float32).min).astype(np.float32)
+    nodes = [node("Add", "x m", "masked"), node("Softmax", "masked", "y")]
+    batch = {"x": RNG.normal(size=(5, 6)).astype(np.float32)}
+    for opset, outputs, narrow in ((17, ["y"], True), (11, ["y"], True), (17, ["y", "masked"], 0)):
+        model = built(nodes, {"x": ["N", 6]}, outputs, {"m": mask}, opset)
+        if opset == 11:
+            model.graph.node[1].attribute.extend([helper.make_attribute("axis", -1)])
+        graph, params, _ = import_onnx(model)
+        laid = plan(graph)
+        theta = calibrate(lower(graph), params, laid, [batch])
+        x = batch["x"][:, :4]
+        low = (x.max(1) - 17 * np.log(2)).min()
+        if narrow:
+            expected = (x.max() - low) / 255
+            assert float(theta["masked"].scale) == pytest.approx(expected, rel=1e-5)
+            found = lower(graph)(params, bind(theta, laid), batch)["y"]
+            assert np.abs(found - reference(model, batch)["y"]).max() < 0.02
+        else:
+            assert float(theta["masked"].scale) > 1e35
+
+
+def test_activations_behind_quantized_weights(network):
+    """Ranges of the network that computes with its weights on the grid; frozen ones count too."""
+    graph, params = network
+    laid = plan(graph, scheme("int2"))
+    theta = calibrate(lower(graph), params, laid, BATCHES, quantized_weights=True)
+    plain = calibrate(lower(graph), params, laid, BATCHES)
+    np.testing.assert_array_equal(theta["w"].scale, plain["w"].scale)
+    baked = {**params, "w": theta["w"](jnp.asarray(params["w"]))}
+    same = calibrate(lower(graph), baked, laid, BATCHES)
+    for name in ("r", "a"):
+        assert float(theta[name].scale) == pytest.approx(float(same[name].scale), rel=1e-6)
+        assert abs(float(theta[name].scale) / float(plain[name].scale) - 1) > 0.05
+    kept = {"w": plain["w"].replace(scale=2 * plain["w"].scale)}
+    other = calibrate(
+        lower(graph), params, laid, BATCHES, quantized_weights=True, frozen=kept
+    )  # fmt: skip
+    assert abs(float(other["r"].scale) / float(theta["r"].scale) - 1) > 0.05

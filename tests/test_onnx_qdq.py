@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from jqnt.encodings import Encoding, Encodings
 from jqnt.errors import ConfigError, UnsupportedError
@@ -12,6 +13,7 @@ from jqnt.freeze import freeze
 from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.onnx_qdq import to_qdq
+from jqnt.interop.to_onnx import to_onnx
 from jqnt.learn.calibrate import calibrate
 from jqnt.placement import plan
 from jqnt.plan import bind
@@ -154,3 +156,28 @@ def test_real_models_agree_with_the_simulation(data, name, rules, share):
     steps = np.abs(ours - theirs) / encodings[logits].scale
     assert (steps <= 1.01).mean() >= share
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() >= 0.99
+
+
+def test_bodies_read_what_the_graph_around_them_quantized():
+    """A body that captures a tensor sees its codes, as the simulation's bodies do."""
+    graph, params, encodings, inputs = _small(activation=Integer(2))
+
+    def body(name, *nodes):
+        made = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
+        return helper.make_graph([*nodes], name, [], [made])
+
+    model = to_onnx(graph, params)
+    (last,) = [n for n in model.graph.node if n.op_type == "Add"]
+    model.graph.node.remove(last)
+    left = body("left", node("Add", "r x", "left_out"))
+    right = body("right", node("Sub", "r x", "right_out"))
+    choose = helper.make_node("If", ["more"], ["y"], "choose", then_branch=left, else_branch=right)
+    zero = numpy_helper.from_array(np.float32(0), "zero")
+    model.graph.initializer.append(zero)
+    total = node("ReduceSum", "x", "total", keepdims=0)
+    model.graph.node.extend([total, node("Greater", "total zero", "more"), choose])
+    graph, params, _ = import_onnx(model)
+    assert [n.op for n in graph.nodes].count("If") == 1
+    for sign in (1, -1):
+        _, steps = _steps(graph, params, encodings, {"x": sign * inputs["x"]})
+        assert steps.max() < 1e-3

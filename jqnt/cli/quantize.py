@@ -99,6 +99,12 @@ def quantize(
         Literal["minmax", "mse", "sqnr", "output"],
         typer.Option(help="how those of weights are; output: the least error of the layer"),
     ] = "minmax",
+    quantized_weights: Annotated[
+        bool,
+        typer.Option(
+            "--quantized-weights", help="observe activations behind the weights' own rounding"
+        ),
+    ] = False,
     freeze_ranges: Annotated[
         Path | None,
         typer.Option(help="encodings (jqnt's JSON) whose tensors keep them", show_default=False),
@@ -140,6 +146,7 @@ def quantize(
             observer=_OBSERVERS[observer](),
             weight_observer=_WEIGHT_OBSERVERS[weight_observer](),
             frozen=_frozen(freeze_ranges, laid),
+            quantized_weights=quantized_weights,
         )
         warnings += [text] if (text := too_few(data.samples)) else []
         if weight_observer == "output":

@@ -1,6 +1,6 @@
 """What an operator's inputs are: data, weight, bias, and the axes that a weight's scales follow."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -8,7 +8,14 @@ from onnx import TensorProto, helper
 
 from jqnt.graph.ir import Graph, Node
 
-__all__ = ["Weight", "data_inputs", "float_tensors", "summed_axis", "weight_of"]
+__all__ = [
+    "Weight",
+    "data_inputs",
+    "float_tensors",
+    "softmax_axis",
+    "summed_axis",
+    "weight_of",
+]
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,28 @@ def float_tensors(graph: Graph) -> frozenset[str]:
         if _makes_floats(node, floats):
             floats.update(outputs)
     return frozenset(floats)
+
+
+def softmax_axis(graph: Graph, tensors: Sequence[str]) -> int | None:
+    """The axis along which Softmax normalizes all of these, or None where anything else reads
+    one of them."""
+    readers = [graph.readers.get(tensor, ()) for tensor in tensors]
+    if not all(readers) or not set(tensors).isdisjoint(graph.outputs):
+        return None
+    nodes = [node for several in readers for node in several]
+    if any(node.op != "Softmax" for node in nodes):
+        return None
+    axes = {_normalized_axis(graph, node) for node in nodes}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _normalized_axis(graph: Graph, node: Node) -> int | None:
+    """Before opset 13 Softmax normalizes all axes from `axis` on: one only if that is the last."""
+    if node.since >= 13:
+        return int(node.attrs.get("axis", -1))
+    info, axis = graph.info.get(node.inputs[0]), int(node.attrs.get("axis", 1))
+    rank = None if info is None or info.shape is None else len(info.shape)
+    return -1 if axis == -1 or (rank is not None and axis == rank - 1) else None
 
 
 def _makes_floats(node: Node, floats: set[str]) -> bool:

@@ -71,7 +71,7 @@ def to_qdq(
         else:
             writer.activation(name, encoding)
     for node in nodes:
-        node.input[:] = [writer.reads.get(name, name) for name in node.input]
+        _rewire(node, writer.reads)
         node.output[:] = [writer.writes.get(name, name) for name in node.output]
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
     model.graph.node.extend(
@@ -253,6 +253,16 @@ def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         # The converter reports through several kinds, RuntimeError among them.
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedError(f"the graph cannot be raised to opset {opset}: {text}") from error
+
+
+def _rewire(node: onnx.NodeProto, reads: Mapping[str, str]) -> None:
+    """Renames what a node reads, and what its bodies read of the tensors around it."""
+    node.input[:] = [reads.get(name, name) for name in node.input]
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            _rewire(inner, reads)
+        for output in attribute.g.output:
+            output.name = reads.get(output.name, output.name)
 
 
 def _in_order(nodes: list[onnx.NodeProto], known: list[str]) -> list[onnx.NodeProto]:

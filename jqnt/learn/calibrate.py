@@ -1,5 +1,6 @@
 """Calibration: batches -> ranges -> the parameters of every quantizer of a plan."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,9 @@ from jqnt.types import Apply, Params, Quantizer
 
 __all__ = ["Batches", "calibrate", "checked_batches"]
 
+_VANISHING = 17 * math.log(2)
+"""exp(-17 ln 2) is half a step of a probability of 16 bits."""
+
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 """Mappings of input names to arrays, gone through once; or a function that starts them."""
 
@@ -34,13 +38,19 @@ def calibrate(
     weight_observer: Observer = MINMAX,
     importance: Sequence[float | int] | None = None,
     frozen: Mapping[str, Quantizer] | None = None,
+    quantized_weights: bool = False,
 ) -> Theta:
     """theta: a quantizer for every spec of `plan`, `Options` for every choice.
 
     Activations are those of the float network on `batches`, observed by `observer` in one
-    compiled step per batch: memory does not grow with the number of samples. Tensors that share
-    a quantizer are observed together. Weights, and constants that act as activations, are
-    observed once, the weights by `weight_observer`. The logits of choices start at zero.
+    compiled step per batch: memory does not grow with the number of samples. With
+    `quantized_weights` that network computes with the weights on their grids, as AIMET's
+    simulator does: ranges then follow what rounded weights make, which matters below 8 bits
+    unless a rounding is learned later. Tensors that share a quantizer are observed together.
+    What Softmax alone reads is observed as max(x, max_axis(x) - 17 ln 2): a probability below
+    2^-17 is none in 16 bits, so that masks do not widen the range. Weights, and constants that
+    act as activations, are observed once, the weights by `weight_observer`. The logits of choices
+    start at zero.
 
     `importance` has one weight per batch: what its values count in averages and histograms; a
     batch of weight 0 is not looked at. `frozen` has the quantizers of tensors that keep the one
@@ -62,8 +72,6 @@ def calibrate(
     for name, value in values.items():
         chosen = observer if wanted[name][0].role == "activation" else weight_observer
         states[name] = _observed(chosen, value, wanted[name])
-    seen = {n: s for n, s in wanted.items() if n not in values and _needs_range(s)}
-    states |= _observe(apply, params, plan, seen, _weighted(batches, importance), observer)
 
     def quantizer(name: str, spec: Spec) -> Quantizer:
         if name in kept:
@@ -79,6 +87,14 @@ def calibrate(
         return _shaped(found, spec)
 
     chosen = {tensor for choice in plan.choices.values() for tensor in choice.tensors}
+    rounded = {
+        name: kept[name] if name in kept else quantizer(name, spec)
+        for name, spec in plan.specs.items()
+        if quantized_weights and spec.role == "weight" and name not in chosen
+    }
+    seen = {n: s for n, s in wanted.items() if n not in values and _needs_range(s)}
+    weighted = _weighted(batches, importance)
+    states |= _observe(apply, (params, rounded), plan, seen, weighted, observer)
     theta: Theta = {n: quantizer(n, s) for n, s in plan.specs.items() if n not in chosen}
     for name, choice in plan.choices.items():
         theta[name] = Options(
@@ -215,21 +231,23 @@ def _observed(observer: Observer, value: Any, specs: tuple[Spec, ...]) -> tuple[
 
 def _observe(
     apply: Apply,
-    params: Params,
+    network: tuple[Params, dict[str, Quantizer]],
     plan: Plan,
     seen: dict[str, tuple[Spec, ...]],
     batches: Iterable[tuple[Mapping[str, Any], float]],
     observer: Observer,
 ) -> dict[str, tuple[Any, ...]]:
-    """Tensor -> the states after all batches, in one compiled step for each."""
+    """Tensor -> the states after all batches, in one compiled step for each; `network` is its
+    params and the quantizers with which it computes."""
     members: dict[str, list[str]] = {name: [name] for name in seen}
     for tensor, leader in plan.tied.items():
         if leader in members:
             members[leader].append(tensor)
     want = [tensor for tensors in members.values() for tensor in tensors]
 
-    def values_of(params: Params, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return apply(params, {}, batch, want=want)
+    def values_of(network: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        values = apply(*network, batch, want=want)
+        return {n: _as_read(values[n], seen[leader][0]) for leader in seen for n in members[leader]}
 
     def update(
         state: Any, granularity: Granularity, name: str, values: dict[str, Any], weight: Any
@@ -242,9 +260,9 @@ def _observe(
 
     @jax.jit
     def step(
-        states: dict[str, tuple[Any, ...]], params: Params, batch: Mapping[str, Any], weight: Any
+        states: dict[str, tuple[Any, ...]], network: Any, batch: Mapping[str, Any], weight: Any
     ) -> Any:
-        values = values_of(params, batch)
+        values = values_of(network, batch)
         return {
             name: tuple(
                 update(state, g, name, values, weight)
@@ -258,13 +276,20 @@ def _observe(
         if not want:
             continue
         if not states:
-            shapes = jax.eval_shape(values_of, params, batch)
+            shapes = jax.eval_shape(values_of, network, batch)
             states = {
                 name: tuple(observer.init(shapes[name], g) for g in _granularities(specs))
                 for name, specs in seen.items()
             }
-        states = step(states, params, batch, jnp.float32(weight))
+        states = step(states, network, batch, jnp.float32(weight))
     return states
+
+
+def _as_read(value: Any, spec: Spec) -> Any:
+    """The tensor as its readers see it: Softmax sees nothing far below the maximum."""
+    if spec.softmax_axis is None:
+        return value
+    return jnp.maximum(value, value.max(spec.softmax_axis, keepdims=True) - _VANISHING)
 
 
 def _branches(
