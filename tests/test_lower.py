@@ -272,3 +272,27 @@ def test_renamed_axes_give_what_onnx_says(case):
     for got, wanted in zip(results, expected, strict=True):
         np.testing.assert_allclose(to_onnx(got).array, wanted, rtol=1e-6)
     assert case.op_type in RENAMED or not results[0].last
+
+
+def test_products_are_float32_on_every_platform(built):
+    """In the program for a GPU: forward and gradients ask for full precision, unless told less."""
+    _, graph, params = built
+    apply, inputs = lower(graph), {"x": normal(2, 3, 6, 6)}
+
+    def loss(params):
+        return jnp.sum(apply(params, {}, inputs)["y"] ** 2)
+
+    def program():
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    def products(text):
+        return [
+            line for line in text.splitlines() if "dot_general" in line or "convolution(" in line
+        ]
+
+    full = products(program())
+    assert len(full) > 4 and all("HIGHEST" in line for line in full)
+    with jax.default_matmul_precision("bfloat16"):
+        fast = products(program())
+    assert len(fast) == len(full) and not any("HIGH" in line for line in fast)

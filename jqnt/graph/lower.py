@@ -1,7 +1,7 @@
 """The interpreter: `lower(graph) -> apply`, one pure function of params, quantizers and inputs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -40,8 +40,9 @@ def lower(
     `inputs` and `outputs` (by default the graph's) may be any tensors: the function then costs
     what lies between them. A tensor in `qparams` is quantized where it comes into being: as an
     input (of the cut, too), a parameter or a node's output. `want` may name any tensor on the
-    way. Inputs in `shape_inputs(graph)` must be concrete; the others may be traced. `compute`
-    takes the place of `call`, for another arithmetic in some nodes.
+    way. Matrix products and convolutions are float32 on every platform unless the caller sets
+    `jax.default_matmul_precision`. Inputs in `shape_inputs(graph)` must be concrete; the others
+    may be traced. `compute` takes the place of `call`, for another arithmetic in some nodes.
 
     Raises ConfigError for tensors that the graph does not have, or that the inputs do not
     determine; `apply` raises DataError for inputs of the wrong name, shape or type, and
@@ -86,12 +87,21 @@ def lower(
             else:
                 raise DataError(f"no value for parameter {name!r}{nearest(name, params)}")
             env[name] = _quantize(qparams, name, Laid(value))
-        _run(nodes, env, qparams, compute or call)
+        with _full_float32():
+            _run(nodes, env, qparams, compute or call)
         for name in want:
             _check_output(graph, name, env[name], sizes)
         return {name: to_onnx(env[name]).array for name in want}
 
     return apply
+
+
+def _full_float32() -> AbstractContextManager[Any]:
+    """Products in float32 where nobody asked for less: GPUs would take TF32, TPUs bfloat16, and
+    codes that depend on the last bits would depend on the machine."""
+    if jax.config.jax_default_matmul_precision is None:  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.default_matmul_precision("highest")
+    return nullcontext()
 
 
 def run_node(node: Node, values: Sequence[Any]) -> tuple[Any, ...]:

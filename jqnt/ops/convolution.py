@@ -25,27 +25,37 @@ __all__ = ["Geometry", "convolve", "input_gradient", "weight_gradient"]
 
 
 class Geometry(NamedTuple):
-    """What is static about a convolution: `sizes` of x, of the window, and of the output."""
+    """What is static about a convolution: `sizes` of x, of the window, and of the output.
+
+    `precision` is that of jax's products where it was traced; its gradients keep it.
+    """
 
     sizes: tuple[int, ...]
     view: Window
     out: tuple[int, ...]
     groups: int
+    precision: str | None = None
 
 
 def convolve(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     """y[n, t, o] = sum_{k, i} x[n, t * stride + k * dilation - before, i] w[o, i, k]."""
-    return _convolve.bind(x, w, geometry=geometry)
+    return _convolve.bind(x, w, geometry=_traced(geometry))
 
 
 def input_gradient(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     """d<g, conv(x, w)> / dx, of x's shape; also what ONNX calls ConvTranspose."""
-    return _input_gradient.bind(g, w, geometry=geometry)
+    return _input_gradient.bind(g, w, geometry=_traced(geometry))
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """d<g, conv(x, w)> / dw, of w's shape."""
-    return _weight_gradient.bind(x, g, geometry=geometry)
+    return _weight_gradient.bind(x, g, geometry=_traced(geometry))
+
+
+def _traced(geometry: Geometry) -> Geometry:
+    if geometry.precision is not None:
+        return geometry
+    return geometry._replace(precision=jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Shapes
@@ -81,6 +91,7 @@ def _library(x, w, *, geometry: Geometry):
         rhs_dilation=geometry.view.dilations,
         dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
         feature_group_count=geometry.groups,
+        precision=geometry.precision,
     )
 
 
