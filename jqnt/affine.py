@@ -11,6 +11,7 @@ from jqnt.rounding import Rounding, rounded
 from jqnt.types import Symmetry
 
 __all__ = [
+    "corrected",
     "divide",
     "fake_quant",
     "grid_limits",
@@ -45,8 +46,34 @@ def divide(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "
     XLA turns a division by a broadcast value into a product with its reciprocal, which moves
     14 % of exact ties to the other side. A divisor that asks x whether it is a number is no
     broadcast, and no array of x's size in memory either, as one behind a barrier would be.
+    Accelerators divide to within one unit in the last place (a third of all quotients on an
+    NVIDIA H100): there the residual puts that right.
     """
-    return x / jnp.where(x == x, scale, 1)
+    quotient = x / jnp.where(x == x, scale, 1)
+    if jax.default_backend() == "cpu" or quotient.dtype != jnp.float32:
+        return quotient
+    return corrected(x, scale, quotient)
+
+
+def corrected(
+    x: Float[Array, "..."], scale: Float[Array, "..."], quotient: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """q + (x - q * scale) / scale, with the residual exact: x / scale correctly rounded from a
+    quotient that is off by a few units in the last place; the derivative is that of q.
+
+    q and the scale split into halves of 12 bits, whose four products are exact, fused into the
+    differences or not (Dekker 1971).
+    """
+    (q_high, q_low), (s_high, s_low) = _halves(quotient), _halves(jnp.asarray(scale, jnp.float32))
+    rest = x - q_high * s_high - q_high * s_low - q_low * s_high - q_low * s_low
+    change = jax.lax.stop_gradient(rest / scale)
+    return quotient + jnp.where(jnp.isfinite(change), change, 0)
+
+
+def _halves(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), jnp.int32) & jnp.int32(~0xFFF)
+    high = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return high, jax.lax.stop_gradient(x) - high
 
 
 @jax.custom_jvp

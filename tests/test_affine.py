@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jqnt.affine import divide, fake_quant, grid_limits, rectified_sigmoid, scale_of_range
+from jqnt.affine import (
+    corrected,
+    divide,
+    fake_quant,
+    grid_limits,
+    rectified_sigmoid,
+    scale_of_range,
+)
 from jqnt.formats import integer_limits
 
 
@@ -144,3 +151,25 @@ def test_a_symmetric_grid_uses_the_codes_of_both_sides(low, high, signed, strict
 def test_rectified_sigmoid_reaches_both_ends():
     h = rectified_sigmoid(jnp.asarray([-5.0, 0.0, 5.0]))
     np.testing.assert_allclose(h, [0, 0.5, 1], atol=1e-6)
+
+
+def test_a_quotient_off_by_units_in_the_last_place_is_put_right():
+    """As accelerators divide: what the residual makes of it is IEEE's quotient."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=200_000) * 10.0 ** rng.integers(-6, 7, 200_000))
+    scale = np.float32(np.exp(rng.normal(size=x.size)))
+    x[:1000] = np.float32(rng.integers(-500, 500, 1000) * np.float32(0.5)) * scale[:1000]
+    exact = x / scale
+    for steps in (-2, -1, 0, 1, 2):
+        off = exact
+        for _ in range(abs(steps)):
+            off = np.nextafter(off, np.float32(np.sign(steps) * np.inf))
+        fixed = jax.jit(corrected)(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(off))
+        np.testing.assert_array_equal(fixed, exact)
+    odd = np.float32([np.inf, -np.inf, np.nan, 0.0, 1.0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted = odd / np.float32([1, 1, 1, 1, 0])
+    under = jnp.asarray([1, 1, 1, 1, 0], jnp.float32)
+    np.testing.assert_array_equal(corrected(jnp.asarray(odd), under, jnp.asarray(wanted)), wanted)
+    slopes = jax.grad(lambda x, s: corrected(x, s, x / s), argnums=(0, 1))(3.0, 2.0)
+    np.testing.assert_allclose(slopes, (0.5, -0.75))

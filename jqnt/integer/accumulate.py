@@ -20,6 +20,9 @@ _IM2COL_CHANNELS = 32
 """Below this many input channels XLA's int8 convolution is 8 times slower than gathered columns."""
 
 
+_GPU_GRANULE = 16
+
+
 def int8_pieces(values: np.ndarray) -> tuple[np.ndarray, ...]:
     """int8 arrays that sum to `values`: one where they fit, else two, and three for 255 (weights
     less a zero point at the lowest code)."""
@@ -89,8 +92,31 @@ def dot(x: Int[Array, "... k"], pieces: Sequence[Int[Array, "k m"]]) -> Int[Arra
 
 
 def _dot(x, w):
-    dims = (((x.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(x, w, dims, preferred_element_type=jnp.int32)
+    return _product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _product(x, w, dims):
+    """int32 products of int8. GPUs sum wrongly, or don't compile, where an axis is no multiple
+    of 16: there zeros fill up the two that are not a batch's, of x and of w."""
+
+    def product(x, w):
+        return lax.dot_general(x, w, dims, preferred_element_type=jnp.int32)
+
+    def filled(x, w):
+        batch = dims[1][0]
+        result = product(_filled_up(x, dims[1][0]), _filled_up(w, dims[1][1]))
+        free = [n for d, n in enumerate(x.shape) if d not in (*batch, dims[0][0][0])]
+        free += [n for d, n in enumerate(w.shape) if d not in (*dims[1][1], dims[0][1][0])]
+        sizes = [*(x.shape[d] for d in batch), *free]
+        return lax.slice(result, (0,) * len(sizes), sizes)
+
+    return lax.platform_dependent(x, w, cpu=product, default=filled)
+
+
+def _filled_up(x, batch):
+    """With zeros behind its last two axes that are no batch's."""
+    last = [d for d in range(x.ndim) if d not in batch][-2:]
+    return jnp.pad(x, [(0, -n % _GPU_GRANULE if d in last else 0) for d, n in enumerate(x.shape)])
 
 
 def _padded(x, view, value):
@@ -111,15 +137,24 @@ def _convolve_valid(x, w, view, groups):
     if inputs < _IM2COL_CHANNELS:
         return _columns(x, w, view)
     spatial = "DHWXYZ"[: x.ndim - 2]
-    return lax.conv_general_dilated(
-        x,
-        w,
-        view.strides,
-        "VALID",
-        rhs_dilation=view.dilations,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        preferred_element_type=jnp.int32,
-    )
+
+    def library(x, w):
+        return lax.conv_general_dilated(
+            x,
+            w,
+            view.strides,
+            "VALID",
+            rhs_dilation=view.dilations,
+            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+            preferred_element_type=jnp.int32,
+        )
+
+    # XLA has int8 convolutions for CPUs alone.
+    return lax.platform_dependent(x, w, cpu=library, default=lambda x, w: _gathered(x, w, view))
+
+
+def _gathered(x, w, view):
+    return _dot(jnp.concatenate(places(x, view), -1), w.reshape(-1, w.shape[-1]))
 
 
 def _columns(x, w, view):
@@ -129,7 +164,7 @@ def _columns(x, w, view):
     stride = view.strides[-1]
     pair = outputs <= 32 and k > 1 and view.dilations[-1] == 1 and (stride == 1 or inputs <= 4)
     if not pair:
-        return _dot(jnp.concatenate(places(x, view), -1), w.reshape(-1, outputs))
+        return _gathered(x, w, view)
     count = (x.shape[-2] - k) // stride + 1
     missing = (2 * -(-count // 2) - 1) * stride + k - x.shape[-2]
     x = jnp.pad(x, [(0, max(missing, 0) if d == x.ndim - 2 else 0) for d in range(x.ndim)])
@@ -166,9 +201,7 @@ def _grouped(x, w, view, groups):
     shape = parts[0].shape[:-1]
     columns = jnp.stack([p.reshape(-1, groups, inputs) for p in parts], 2)
     columns = columns.reshape(columns.shape[0], groups, -1)
-    result = lax.dot_general(
-        columns, taps, (((2,), (1,)), ((1,), (0,))), preferred_element_type=jnp.int32
-    )
+    result = _product(columns, taps, (((2,), (1,)), ((1,), (0,))))
     return result.transpose(1, 0, 2).reshape(*shape, outputs)
 
 
