@@ -143,7 +143,8 @@ def test_a_network_agrees_with_the_exact_simulation_and_trains():
             jnp.mean((jqnt.lower(graph)(p, jqnt.bind(t, plan), {"x": x})["y"] - wanted) ** 2)
         )
 
-    assert error(trained, after) < 0.95 * error(params, theta)
+    # 0.54: weights alone move, by a tenth of a step each, under ranges that stay.
+    assert error(trained, after) < 0.7 * error(params, theta)
     np.testing.assert_array_equal(after["stem"].scale, theta["stem"].scale)
 
 

@@ -146,6 +146,31 @@ def test_frozen_weights_stay_on_their_codes(network):
     assert frozen > 0
 
 
+def test_augmented_inputs_are_taught_in_the_step(network):
+    """The loss is that of the other inputs with the float network's answers to them."""
+    graph, params, plan, theta = network
+
+    def augment(inputs, *, key):
+        return {n: x + jax.random.normal(key, x.shape) for n, x in inputs.items()}
+
+    made = task(graph, params, theta, plan, kl, Method(augment=augment), params)
+    stale = {"x": jnp.asarray(X), "target:y": jnp.full((len(X), 5), jnp.nan)}
+    losses = [made.loss(made.value, stale, step=0, key=jax.random.key(i))[0] for i in (0, 1)]
+    moved = augment({"x": jnp.asarray(X)}, key=jax.random.fold_in(jax.random.key(0), 0))
+    batch = with_targets(jqnt.lower(graph), params, [moved])[0]
+    wanted = kl(jqnt.lower(graph)(params, jqnt.bind(theta, plan), moved), batch)
+    np.testing.assert_allclose(losses[0], wanted, rtol=1e-5)
+    assert float(losses[0]) != float(losses[1])
+    method = Method(augment=augment, kinds=("weights",), optimizer=optax.sgd(0.1))
+    trained, _ = jqnt.qat(
+        graph, params, theta, plan, [{"x": X}], params, steps=20, batch_size=32, method=method,
+        key=KEY,
+    )  # fmt: skip
+    assert np.any(trained["stem"] != params["stem"])
+    with pytest.raises(ConfigError, match="give the teacher's params"):
+        task(graph, params, theta, plan, kl, method)
+
+
 def test_wrong_methods():
     with pytest.raises(ConfigError, match="norm is 'kept' or 'batch', not 'frozen'"):
         Method(norm="frozen")

@@ -79,7 +79,8 @@ def test_training_brings_the_quantized_network_nearer(network):
         batch_size=32,
         key=jax.random.key(0),
     )
-    assert distance(network, trained, learned) < 0.75 * distance(network, params, theta)
+    # Four keys end at 0.53 to 0.64 of where they began; 150 steps at 0.67 to 0.85.
+    assert distance(network, trained, learned) < 0.7 * distance(network, params, theta)
     for name in ("stem", "depthwise", "point", "bias"):
         assert not np.array_equal(trained[name], params[name]), name
     before, after = theta["stem"], learned["stem"]

@@ -22,7 +22,11 @@ from jqnt.quantizers import Half, affine_of
 from jqnt.transforms.batch_norm import batch_statistics, statistics
 from jqnt.types import Params
 
-__all__ = ["Method", "Penalty", "Task", "task"]
+__all__ = ["Augment", "Method", "Penalty", "Task", "task"]
+
+Augment = Callable[..., Mapping[str, Any]]
+"""`augment(inputs, *, key) -> inputs` of the same shapes, inside the trace: other samples that
+the teacher has an answer to."""
 
 Penalty = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
 """`penalty(params, qparams, step) -> scalar`, added to the loss."""
@@ -39,7 +43,9 @@ class Method:
     `norm` "kept" uses statistics of batch normalization as they are, "batch" those of the batch,
     with moving averages. `freeze_above(step)` is the frequency from which an oscillating weight
     is frozen. `average` keeps a moving average of what moves, which is the result. `accumulate`
-    gradients make a step. `half` computes in bfloat16 between quantizers, `fast` multiplies
+    gradients make a step. `augment` makes other inputs of each batch, whose targets the teacher
+    gives in the step itself: one more float forward pass, and no end of samples (Beyer et al.
+    2022, "function matching"). `half` computes in bfloat16 between quantizers, `fast` multiplies
     integers forward (see `fast`). `sharded` splits what trains over the devices of a mesh, and
     not only the batches.
     """
@@ -55,6 +61,7 @@ class Method:
     freeze_above: Callable[[Any], Any] | None = None
     average: float | None = None
     accumulate: int = 1
+    augment: Augment | None = None
     half: bool = False
     fast: bool = False
     sharded: bool = False
@@ -83,9 +90,16 @@ def task(
     plan: Plan,
     divergence: Divergence,
     method: Method,
+    teacher: Params | None = None,
 ) -> Task:
     """The fit of {"params", "theta"}; batches hold inputs and "target:" + name of each output and
-    feature. Raises ConfigError for unknown features and for "batch" without normalization."""
+    feature, which an augmenting method computes anew from the params `teacher`.
+
+    Raises ConfigError for unknown features, for "batch" without normalization, and for an
+    augmenting method without a teacher.
+    """
+    if method.augment is not None and teacher is None:
+        raise ConfigError("augmented inputs have no stored targets: give the teacher's params")
     for name in method.features:
         graph.check(name)
     updates: Mapping[str, str] = {}
@@ -93,10 +107,19 @@ def task(
     if method.norm == "batch":
         used, updates = (lambda m: (m.graph, m.updates))(batch_statistics(graph, params))
     apply = fast(used, plan) if method.fast else lower(used)
+    taught = lower(graph)
     kept = {*statistics(graph, params)}
     want = (*graph.outputs, *method.features, *updates.values())
 
+    def augmented(value: Any, batch: Any, key: Any) -> dict[str, Any]:
+        inputs = method.augment({name: batch[name] for name in graph.inputs}, key=key)
+        names = (*graph.outputs, *method.features)
+        targets = taught(value["teacher"], {}, inputs, want=names)
+        return {**inputs, **{f"target:{name}": y for name, y in targets.items()}}
+
     def loss(value: Any, batch: Any, *, step: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        if method.augment is not None:
+            batch = augmented(value, batch, jax.random.fold_in(key, len(method.wraps)))
         params, bound = value["params"], bind(value["theta"], plan)
         qparams = bound
         for i, wrap in enumerate(method.wraps):
@@ -138,6 +161,8 @@ def task(
         "params": {name: jnp.asarray(array) for name, array in params.items()},
         "theta": theta,
     }
+    if method.augment is not None:
+        value["teacher"] = {name: jnp.asarray(array) for name, array in (teacher or {}).items()}
     if method.freeze_above is not None:
         value["oscillation"] = {
             name: still(grid.codes(jnp.asarray(params[name])))

@@ -65,7 +65,7 @@ def qat(
     divergence = method.divergence or divergence_of(
         {name: data[f"target:{name}"] for name in graph.outputs}
     )
-    made: Task = task(graph, params, theta, plan, divergence, method)
+    made: Task = task(graph, params, theta, plan, divergence, method, teacher)
     optimizer = method.optimizer or relative_adam(1e-3, 3e-3, steps)
     if method.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, method.accumulate).gradient_transformation()
