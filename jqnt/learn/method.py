@@ -111,15 +111,16 @@ def task(
     kept = {*statistics(graph, params)}
     want = (*graph.outputs, *method.features, *updates.values())
 
-    def augmented(value: Any, batch: Any, key: Any) -> dict[str, Any]:
-        inputs = method.augment({name: batch[name] for name in graph.inputs}, key=key)
+    def augmented(augment: Augment, value: Any, batch: Any, key: Any) -> dict[str, Any]:
+        inputs = augment({name: batch[name] for name in graph.inputs}, key=key)
         names = (*graph.outputs, *method.features)
         targets = taught(value["teacher"], {}, inputs, want=names)
         return {**inputs, **{f"target:{name}": y for name, y in targets.items()}}
 
     def loss(value: Any, batch: Any, *, step: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         if method.augment is not None:
-            batch = augmented(value, batch, jax.random.fold_in(key, len(method.wraps)))
+            own = jax.random.fold_in(key, len(method.wraps))
+            batch = augmented(method.augment, value, batch, own)
         params, bound = value["params"], bind(value["theta"], plan)
         qparams = bound
         for i, wrap in enumerate(method.wraps):
