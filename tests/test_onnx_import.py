@@ -322,6 +322,81 @@ def test_external_data(tmp_path, location, length, message):
             import_onnx(tmp_path / "m.onnx")
 
 
+def grown(first):
+    """`first`, repeated a hundredfold eight times over: no node of them beyond reason."""
+    chain = [node("Tile", f"{first if i == 0 else f't{i}'} r", f"t{i + 1}") for i in range(8)]
+    weights = {"r": np.array([100]), "c": np.arange(2)}
+    return [*chain, node("Cast", "t8", "f", to=1), node("Add", "x f", "y")], weights
+
+
+def window():
+    weights = {"n": np.array(2**34)}
+    return [node("HannWindow", "n", "w"), node("Add", "x w", "y")], weights
+
+
+def filled():
+    weights = {"s": np.array([2**34])}
+    return [
+        node("ConstantOfShape", "s", "w"),
+        node("Relu", "w", "r"),
+        node("Add", "x r", "y"),
+    ], weights
+
+
+def looped():
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Add", "v v", "v2"), node("Identity", "c", "c2"), node("Identity", "v", "o")],
+        "body",
+        [info("i", 7, []), info("c", 9, []), info("v", 1, [2])],
+        [info("c2", 9, []), info("v2", 1, [2]), info("o", 1, [2])],
+    )
+    weights = {"m": np.array(2**40), "t": np.array(True)}
+    return [node("Loop", "m t x", "v y", body=body)], weights
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (grown("c"), "Tile node .* claims 0.7 GiB"),
+        (grown("x"), "Tile node .* claims 0.7 GiB"),
+        (window(), "HannWindow node .* claims 64.0 GiB"),
+        (filled(), "ConstantOfShape node .* 64.0 GiB"),
+        (looped(), "runs 1099511627776 times"),
+    ],
+    ids=["constants", "data", "window", "fill", "loop"],
+)
+def test_a_small_file_allocates_no_gigabytes(parts, message):
+    nodes, weights = parts
+    content = model(nodes, {"x": [2]}, ["y"], weights).SerializeToString()
+    assert len(content) < 1024
+    with pytest.raises(ModelError, match=message):
+        graph, params, _ = import_onnx(content)
+        lower(graph)(params, {}, {"x": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize(("levels", "message"), [(26, "nodes once inlined"), (1, "[Cc]ycle")])
+def test_functions_do_not_multiply_without_end(levels, message):
+    """Each calls the one below twice; the lowest one a Relu, or itself."""
+    functions = []
+    for i in range(levels):
+        callee = f"f{max(i - 1, 0)}"
+        body = [node(callee, "a", "t"), node(callee, "t", "b")]
+        for call in body:
+            call.domain = "my"
+        if i == 0 and levels > 1:
+            body = [node("Relu", "a", "b")]
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+        functions.append(helper.make_function("my", f"f{i}", ["a"], ["b"], body, imports))
+    call = node(f"f{levels - 1}", "x", "y")
+    call.domain = "my"
+    proto = model([call], {"x": [3]}, ["y"])
+    proto.opset_import.append(helper.make_opsetid("my", 1))
+    proto.functions.extend(functions)
+    with pytest.raises(ModelError, match=message):
+        import_onnx(proto)
+
+
 def test_nodes_out_of_order_are_sorted():
     proto = gemm_model()
     nodes = list(proto.graph.node)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqnt.errors import ModelError
+from jqnt.graph.claims import check_total
 from jqnt.graph.ir import Graph, Node
 from jqnt.graph.lower import run_node
 from jqnt.ops.registry import find
@@ -48,12 +49,15 @@ def fold(graph: Graph, tensors: Mapping[str, np.ndarray]) -> tuple[Graph, dict[s
     """Nodes that read constants only become tensors; Identity of a tensor becomes its copy.
 
     Float tensors that a node reads as data may be trained, so what depends on them stays; those
-    that decide a shape or act as a setting are folded.
+    that decide a shape or act as a setting are folded. Raises ModelError where a small file
+    makes gigabytes so.
     """
     known = dict(tensors)
+    held, made = sum(value.size for value in tensors.values()), 0
     weights = _trainable(graph, known)
 
     def visit(graph: Graph) -> Graph:
+        nonlocal made
         nodes = []
         for node in graph.nodes:
             bodies = {k: visit(v) for k, v in node.attrs.items() if isinstance(v, Graph)}
@@ -66,7 +70,9 @@ def fold(graph: Graph, tensors: Mapping[str, np.ndarray]) -> tuple[Graph, dict[s
                 continue
             elif _foldable(node, known, weights):
                 values = [known[name] if name else None for name in node.inputs]
-                results = run_node(node, values)
+                results = run_node(node, values, held)
+                made += sum(np.size(result) for result in results)
+                check_total(node, made, held)
                 known.update(zip((o for o in node.outputs if o), results, strict=False))
                 continue
             nodes.append(node)

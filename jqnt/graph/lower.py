@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -87,8 +87,9 @@ def lower(
             else:
                 raise DataError(f"no value for parameter {name!r}{nearest(name, params)}")
             env[name] = _quantize(qparams, name, Laid(value))
+        held = sum(np.size(leaf.array) for leaf in env.values())
         with _full_float32():
-            _run(nodes, env, qparams, compute or call)
+            _run(nodes, env, qparams, compute or partial(call, held=held))
         for name in want:
             _check_output(graph, name, env[name], sizes)
         return {name: to_onnx(env[name]).array for name in want}
@@ -104,10 +105,10 @@ def _full_float32() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def run_node(node: Node, values: Sequence[Any]) -> tuple[Any, ...]:
-    """One node on arrays in ONNX's layout; an absent optional input is None."""
+def run_node(node: Node, values: Sequence[Any], held: int | None = None) -> tuple[Any, ...]:
+    """One node on arrays in ONNX's layout, None for an absent input; `held` as of `call`."""
     laid = [None if value is None else Laid(value) for value in values]
-    return tuple(to_onnx(out).array for out in call(node, laid))
+    return tuple(to_onnx(out).array for out in call(node, laid, held))
 
 
 def _between(
@@ -175,8 +176,12 @@ def _bound(node: Node, env: dict[str, Laid], qparams: Mapping[str, Any], compute
     return node.replace(attrs={**node.attrs, **{k: function(v) for k, v in bodies.items()}})
 
 
-def call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
-    """One node on laid arrays, in the layout that suits it; ModelError names a node that fails."""
+def call(node: Node, values: list[Laid | None], held: int | None = None) -> tuple[Laid, ...]:
+    """One node on laid arrays, in the layout that suits it; ModelError names a node that fails.
+
+    `held` counts the elements that the whole computation starts from: what a result may not
+    exceed beyond reason. None stands for the node's own operands.
+    """
     entry = find(node)
     last = any(v is not None and v.last for v in values)
     first_last = out_last = False
@@ -195,7 +200,7 @@ def call(node: Node, values: list[Laid | None]) -> tuple[Laid, ...]:
         else:
             arrays = [None if v is None else to_onnx(v).array for v in values]
     _check_narrowing(entry, node, arrays)
-    results = _guarded(entry.function, node, arrays)
+    results = _guarded(entry.function, node, arrays, held)
     return tuple(
         Laid(r, (out_last or (first_last and i == 0)) and np.ndim(r) >= 3)
         for i, r in enumerate(results)
@@ -215,7 +220,9 @@ def _check_narrowing(entry: Lowering, node: Node, arrays: Sequence[Any]) -> None
             )
 
 
-def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tuple[Any, ...]:
+def _guarded(
+    function: Callable[..., Any], node: Node, arrays: list[Any], held: int | None
+) -> tuple[Any, ...]:
     """Calls a lowering; whatever it raises on operands that do not fit names the node.
 
     What is computed from numpy alone becomes numpy again, inside a trace too.
@@ -225,10 +232,10 @@ def _guarded(function: Callable[..., Any], node: Node, arrays: list[Any]) -> tup
     )
     try:
         with np.errstate(all="ignore"), ensure_compile_time_eval() if static else nullcontext():
-            check_memory(function, node, arrays)
+            check_memory(function, node, arrays, held)
             results = function(node, *arrays)
             results = tuple(results) if isinstance(results, tuple | list) else (results,)
-            check_result(node, results, arrays)
+            check_result(node, results, arrays, held)
             return tuple(map(np.asarray, results)) if static else results
     except JqntError:
         raise

@@ -11,7 +11,7 @@ from onnx import AttributeProto
 
 from jqnt.encodings import Encodings
 from jqnt.errors import ModelError, UnsupportedError, nearest
-from jqnt.graph.claims import check_arity
+from jqnt.graph.claims import check_arity, check_inlining
 from jqnt.graph.fold import fold, split
 from jqnt.graph.ir import Graph, Node, TensorInfo
 from jqnt.graph.onnx_tensor import info_of, read_attribute, read_tensor
@@ -120,6 +120,7 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
 def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import inliner
 
+    check_inlining(proto)
     try:
         return inliner.inline_local_functions(proto)
     except Exception as error:
