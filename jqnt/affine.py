@@ -15,6 +15,7 @@ __all__ = [
     "divide",
     "fake_quant",
     "grid_limits",
+    "halves",
     "instead",
     "rectified_sigmoid",
     "round_ste",
@@ -64,13 +65,14 @@ def corrected(
     q and the scale split into halves of 12 bits, whose four products are exact, fused into the
     differences or not (Dekker 1971).
     """
-    (q_high, q_low), (s_high, s_low) = _halves(quotient), _halves(jnp.asarray(scale, jnp.float32))
+    (q_high, q_low), (s_high, s_low) = halves(quotient), halves(jnp.asarray(scale, jnp.float32))
     rest = x - q_high * s_high - q_high * s_low - q_low * s_high - q_low * s_low
     change = jax.lax.stop_gradient(rest / scale)
     return quotient + jnp.where(jnp.isfinite(change), change, 0)
 
 
-def _halves(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def halves(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(high, low) of 12 bits each with high + low = x, whose products are exact (Dekker 1971)."""
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), jnp.int32) & jnp.int32(~0xFFF)
     high = jax.lax.bitcast_convert_type(bits, jnp.float32)
     return high, jax.lax.stop_gradient(x) - high

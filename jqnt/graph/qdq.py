@@ -74,15 +74,15 @@ def _lift_pair(
         if not _is(reader, "DequantizeLinear") or reader.inputs[0] != node.outputs[0]:
             return
         other = _encoding(reader, known)
-        if other is None or not _same(encoding, other):
+        if other is None or not encoding.same_grid(other):
             return
     source = node.inputs[0]
     rivals = [r for r in graph.readers.get(source, ()) if r.name != node.name]
     alone = source not in graph.outputs and source not in renamed
-    alone = alone and (source not in found or _same(found[source], encoding))
+    alone = alone and (source not in found or found[source].same_grid(encoding))
     for rival in rivals:
         grid = _encoding(rival, known) if _is(rival, "QuantizeLinear") else None
-        alone = alone and grid is not None and _same(grid, encoding)
+        alone = alone and grid is not None and grid.same_grid(encoding)
     replaced[node.name] = None
     for reader in readers:
         out = reader.outputs[0]
@@ -165,15 +165,6 @@ def _format(dtype: np.dtype) -> Integer | None:
     if kind not in ("", "u") or not bits.isdigit() or int(bits) > 32:
         return None
     return Integer(int(bits), signed=not kind)
-
-
-def _same(a: Encoding, b: Encoding) -> bool:
-    return (
-        a.format == b.format
-        and a.granularity == b.granularity
-        and np.array_equal(np.asarray(a.scale), np.asarray(b.scale))
-        and np.array_equal(np.asarray(a.zero_point), np.asarray(b.zero_point))
-    )
 
 
 def _rewired(node: Node, renamed: Mapping[str, str]) -> Mapping[str, Any]:

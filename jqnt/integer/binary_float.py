@@ -5,14 +5,22 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jqnt.affine import divide
 from jqnt.encodings import Encoding
 from jqnt.integer.exact import exact_mul
 from jqnt.integer.rule import Out, Rule
 
-__all__ = ["DIFFERENCE", "PRODUCT", "SUM"]
+__all__ = ["DIFFERENCE", "PRODUCT", "SUM", "operands"]
+
+
+def operands(a: Int[Array, "..."], b: Int[Array, "..."], table: dict) -> list[Float[Array, "..."]]:
+    """[f32(a - za) * sa, f32(b - zb) * sb] of codes; `table` has za, sa, zb and sb."""
+    return [
+        exact_mul((x - table[f"z{k}"]).astype(jnp.float32), jnp.asarray(table[f"s{k}"]))
+        for k, x in (("a", a), ("b", b))
+    ]
 
 
 def _joined(operate: Callable[[Any, Any], Any]) -> Rule:
@@ -22,11 +30,7 @@ def _joined(operate: Callable[[Any, Any], Any]) -> Rule:
 
     def apply(a: Int[Array, "..."], b: Int[Array, "..."], table: dict, out: Out):
         """q = rint(op(f32(a - za) * sa, f32(b - zb) * sb) / sy) + zy."""
-        left, right = (
-            exact_mul((x - table[f"z{k}"]).astype(jnp.float32), jnp.asarray(table[f"s{k}"]))
-            for k, x in (("a", a), ("b", b))
-        )
-        value = divide(operate(left, right), jnp.asarray(table["sy"]))
+        value = divide(operate(*operands(a, b, table)), jnp.asarray(table["sy"]))
         low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
         return jnp.round(jnp.clip(value, low, high)).astype(jnp.int32) + out.zero_point
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
+from jqnt.affine import halves
+
 __all__ = [
     "Wide",
     "exact_fma",
@@ -47,19 +49,12 @@ def exact_fma(
     Melquiond 2008, Emulation of a FMA, fig. 5).
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
-    a_high, b_high = _head(a), _head(b)
-    a_low, b_low = a - a_high, b - b_high
+    (a_high, a_low), (b_high, b_low) = halves(a), halves(b)
     upper = exact_mul(a, b)
     lower = ((a_high * b_high - upper) + a_high * b_low) + a_low * b_high + a_low * b_low
     tail, rest = _two_sum(c, lower)
     total, error = _two_sum(upper, tail)
     return total + _odd_sum(rest, error)
-
-
-def _head(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The upper 12 bits of a float."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(~0xFFF)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def fma32(a: SupportsFloat, b: SupportsFloat, c: SupportsFloat) -> np.float32:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from jqnt.encodings import Encoding
 from jqnt.errors import UnsupportedError
+from jqnt.integer.binary_float import operands
 from jqnt.integer.exact import exact_mul, round_half_away, to_float
 from jqnt.integer.requantize import half_away
 from jqnt.integer.rule import Out, Rule, Zeros
@@ -71,11 +72,7 @@ def _joined(operate: Callable[[Any, Any], Any]) -> Rule:
 
     def apply(a: Int[Array, "..."], b: Int[Array, "..."], table: dict, out: Out):
         """q = half away(op(f32(a - za) * sa, f32(b - zb) * sb) * f32(1 / sy)) + zy."""
-        left, right = (
-            exact_mul((x - table[f"z{k}"]).astype(jnp.float32), jnp.asarray(table[f"s{k}"]))
-            for k, x in (("a", a), ("b", b))
-        )
-        value = exact_mul(operate(left, right), jnp.asarray(table["inverse"]))
+        value = exact_mul(operate(*operands(a, b, table)), jnp.asarray(table["inverse"]))
         low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
         whole = round_half_away(jnp.clip(value, low - 1, high + 1))
         return jnp.clip(whole, low, high).astype(jnp.int32) + out.zero_point

@@ -279,7 +279,7 @@ def _move(node: Node, writer: _Writer) -> None:
         rest = [rest[0], zero, *rest[2:]]
     outputs = []
     for name in node.outputs:
-        same = not name or _same(writer.site.grids[name], writer.site.grids[x])
+        same = not name or writer.site.grids[name].same_grid(writer.site.grids[x])
         outputs.append(f"{name}_quantized" if same and name else f"{name}_moved" if name else "")
     writer.nodes.append(node_proto(node.replace(inputs=(source, *rest), outputs=tuple(outputs))))
     for name, made in zip(node.outputs, outputs, strict=True):
@@ -287,10 +287,6 @@ def _move(node: Node, writer: _Writer) -> None:
             real = f"{name}_exact"
             writer.node("DequantizeLinear", [made, *writer.grid(x)], [real])
             writer.quantize(name, real)
-
-
-def _same(a: Encoding, b: Encoding) -> bool:
-    return bool(a.format == b.format and a.scale == b.scale and a.zero_point == b.zero_point)
 
 
 def _float(node: Node, writer: _Writer) -> None:
