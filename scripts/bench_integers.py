@@ -105,9 +105,10 @@ def requantization(count: int) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
+    from jqnt.integer import ncnn
     from jqnt.integer.fixed_point import quantized_multiplier
     from jqnt.integer.mnn import CONV, DEPTHWISE
-    from jqnt.integer.requantize import FLOAT, NCNN
+    from jqnt.integer.requantize import FLOAT
     from jqnt.integer.requantize_fixed import DOUBLE, DYADIC, SINGLE
     from jqnt.integer.rule import Out, Zeros
 
@@ -143,6 +144,9 @@ def requantization(count: int) -> list[dict[str, Any]]:
         m, shift = quantized_multiplier(np.float64(scales[0]) * scales[1] / np.float64(scales[2]))
         f, (a, w, y), one = acc.astype(np.float32), scales, np.float32(1)
         moved = acc + np.trunc(real / (a * w)) + np.trunc(np.float32(-3) / (w * (a / y)))
+        ratio = one / ((one / a) * (one / w))
+        # a product of two float32 numbers is exact in float64
+        fused = (np.float64(f) * np.float64(ratio) + np.float64(real)).astype(np.float32)
         whole = (acc + bias[0]).astype(np.float32)
         expected = {
             "half even, float32": (FLOAT, np.rint(whole * (a * w / y))),
@@ -151,7 +155,7 @@ def requantization(count: int) -> list[dict[str, Any]]:
             "dyadic, half even": (DYADIC, even(acc + bias[0], m, shift)),
             "MNN": (CONV, away(f * w * (a / y) + (real / y + np.float32(-3))) + 3),
             "MNN, depthwise": (DEPTHWISE, away(moved.astype(np.float32) * (w * (a / y))) + 3),
-            "ncnn": (NCNN, away((f * (one / ((one / a) * (one / w))) + real) * (one / y))),
+            "ncnn": (ncnn.CONV, away(fused * (one / y))),
         }
         for name, (rule, value) in expected.items():
             numbers = (a, np.full(1, w), y, bias, real)

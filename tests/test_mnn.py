@@ -1,10 +1,8 @@
 """MNN's compression parameters: what its converter makes of them runs as we emulate it."""
 
 import json
-import subprocess
 
 import numpy as np
-import onnx
 import pytest
 
 from jqnt.encodings import Encodings
@@ -19,8 +17,8 @@ from jqnt.placement import plan
 from jqnt.plan import bind
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.fold_bn import fold_bn
+from tests.backends import mnn_outputs
 from tests.built import node
-from tests.conftest import ROOT
 from tests.quantized_case import S8, U8, case, encoded
 
 CASES = {
@@ -76,17 +74,6 @@ def _model(name, **grids):
     return graph, params, encodings, inputs
 
 
-def _outputs(oracle, folder, graph, params, encodings, inputs):
-    model, document = to_mnn(graph, params, encodings)
-    onnx.save(model, folder / "m.onnx")
-    (folder / "m.json").write_text(json.dumps(document))
-    np.save(folder / "x.npy", inputs)
-    command = [oracle, ROOT / "tests" / "oracle_mnn.py", "m.onnx", "m.json", "x.npy", "y.npy"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return np.load(folder / "y.npy")
-
-
 def _wrong(theirs, ours, scale):
     assert ours.shape == theirs.shape and len(np.unique(theirs)) > 20
     return int((np.rint((theirs - np.asarray(ours)) / scale) != 0).sum())
@@ -95,7 +82,7 @@ def _wrong(theirs, ours, scale):
 @pytest.mark.parametrize("name", CASES)
 def test_codes_are_mnn_s(oracles, tmp_path, name):
     graph, params, encodings, inputs = _model(name, weight=S8)
-    theirs = _outputs(oracles, tmp_path, graph, params, encodings, inputs["x"])
+    theirs = mnn_outputs(oracles, tmp_path, (graph, params, encodings), inputs["x"])
     ours = lower_integers(graph, params, encodings, "mnn")(inputs)["y"]
     assert _wrong(theirs, ours, encodings["y"].scale) == 0
 
@@ -107,7 +94,7 @@ def test_pools_keep_their_grid(oracles, tmp_path, name):
     graph, params = case([node("Conv", "x w b", "c"), POOLS[name]], inputs, ["y"], params)
     found = encoded(graph, params, inputs, ["c"], activation=S8, weight=S8)
     encodings = Encodings({**{k: e for k, e in found.items() if k != "b"}, "y": found["c"]})
-    theirs = _outputs(oracles, tmp_path, graph, params, encodings, inputs["x"])
+    theirs = mnn_outputs(oracles, tmp_path, (graph, params, encodings), inputs["x"])
     ours = lower_integers(graph, params, encodings, "mnn")(inputs)["y"]
     assert _wrong(theirs, ours, encodings["y"].scale) == 0
 
@@ -121,7 +108,7 @@ def test_whole_digits_models(data, oracles, tmp_path, name):
     chosen = plan(graph, target="mnn")
     theta = calibrate(lower(graph), params, chosen, [inputs])
     params, encodings = freeze(graph, params, bind(theta, chosen))
-    theirs = _outputs(oracles, tmp_path, graph, params, encodings, images)
+    theirs = mnn_outputs(oracles, tmp_path, (graph, params, encodings), images)
     ours = np.asarray(lower_integers(graph, params, encodings, "mnn")(inputs)[graph.outputs[0]])
     assert _wrong(theirs, ours, encodings[graph.outputs[0]].scale) == 0
     labels = np.load(data / "digits_32x32.npz")["y_test"][:128]

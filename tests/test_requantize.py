@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jqnt.errors import UnsupportedError
+from jqnt.integer import ncnn
 from jqnt.integer.mnn import CONV, DEPTHWISE
-from jqnt.integer.requantize import DIVIDE, FLOAT, NCNN
+from jqnt.integer.requantize import DIVIDE, FLOAT, half_away, roundf
 from jqnt.integer.requantize_fixed import DOUBLE, DYADIC, POWER, SINGLE
 from jqnt.integer.rule import Out, Zeros, along_last
 
@@ -132,8 +133,34 @@ def test_mnn_cuts_the_bias_of_depthwise_convolutions():
     np.testing.assert_array_equal(ours, np.clip(_away(total * (sw * (sx / sy))), -128, 127))
 
 
-def test_ncnn_multiplies_by_reciprocals():
-    ours, acc, sx, sw, sy, _, real = _sample(NCNN)
+def _roundf(value):
+    whole = np.trunc(value)
+    return whole.astype(np.float64) + np.where(np.abs(value - whole) >= 0.5, np.sign(value), 0)
+
+
+@pytest.mark.parametrize(
+    "rule, fused, rounding",
+    [
+        (ncnn.CONV, True, _away),
+        (ncnn.DEPTHWISE_3X3, True, _roundf),
+        (ncnn.DEPTHWISE, False, _roundf),
+        (ncnn.DENSE, False, _away),
+    ],
+    ids=["conv", "depthwise 3x3", "depthwise", "dense"],
+)
+def test_ncnn_multiplies_by_reciprocals(rule, fused, rounding):
+    ours, acc, sx, sw, sy, _, real = _sample(rule)
     one = np.float32(1)
-    value = acc.astype(np.float32) * (one / ((one / sx) * (one / sw))) + real
-    np.testing.assert_array_equal(ours, _clip(_away(value * (one / sy))))
+    total, scale = acc.astype(np.float32), one / ((one / sx) * (one / sw))
+    value = total * scale + real
+    if fused:  # a product of two float32 numbers is exact in float64
+        value = (total.astype(np.float64) * scale + real).astype(np.float32)
+    np.testing.assert_array_equal(ours, _clip(rounding(value * (one / sy))))
+
+
+def test_roundings_away_from_zero_part_just_below_a_half():
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    values = np.float32([below, -below, 0.5, -0.5, 1.5, 200])
+    out = Out(np.int32(1), np.int32(-128), np.int32(127))
+    np.testing.assert_array_equal(roundf(values, out), [1, 1, 2, 0, 3, 127])
+    np.testing.assert_array_equal(half_away(values, out), [2, 0, 2, 0, 3, 127])

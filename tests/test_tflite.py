@@ -1,7 +1,5 @@
 """int8 .tflite files that we write, run in LiteRT: its codes are the emulation's."""
 
-import subprocess
-
 import numpy as np
 import pytest
 
@@ -17,34 +15,15 @@ from jqnt.placement import plan
 from jqnt.plan import bind
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.fold_bn import fold_bn
+from tests.backends import LITERT, litert_pair
 from tests.built import node
-from tests.conftest import ROOT
 from tests.quantized_case import S8, U8, case, encoded
-
-KERNELS = {"ref": "tflite-reference", "auto": "xnnpack"}
-
-
-def _int8(codes, encoding):
-    return (codes.astype(int) - (0 if encoding.format.signed else 128)).astype(np.int8)
-
-
-def _last(codes):
-    return np.ascontiguousarray(codes.transpose(0, 2, 3, 1)) if codes.ndim == 4 else codes
 
 
 def _mismatches(oracle, folder, graph, params, encodings, inputs, kernels, batch=None):
-    (name,), (result,) = graph.inputs, graph.outputs
-    images = inputs[name]
-    model = to_tflite(graph, params, encodings, batch=batch or len(images))
-    (folder / "m.tflite").write_bytes(model)
-    np.save(folder / "x.npy", _last(_int8(encodings[name].quantize(images), encodings[name])))
-    command = [oracle, ROOT / "tests" / "oracle_tflite.py", "m.tflite", "x.npy", "y.npy", kernels]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = np.load(folder / "y.npy")
-    run = lower_integers(graph, params, encodings, KERNELS[kernels])
-    ours = np.asarray(run({name: images}, integers=True)[result])
-    ours = _last(_int8(ours, encodings[result]))
+    images = inputs[graph.inputs[0]]
+    model = graph, params, encodings
+    ours, theirs = litert_pair(oracle, folder, model, images, kernels, batch)
     assert ours.shape == theirs.shape and len(np.unique(theirs)) > 10
     return int((ours != theirs).sum())
 
@@ -101,7 +80,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", LITERT)
 @pytest.mark.parametrize("name", CASES)
 def test_every_code_is_litert_s(oracles, tmp_path, name, kernels):
     nodes, shape, sizes, tensors = CASES[name]
@@ -113,7 +92,7 @@ def test_every_code_is_litert_s(oracles, tmp_path, name, kernels):
         assert _mismatches(oracles, tmp_path, graph, params, encodings, inputs, kernels) == 0
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", LITERT)
 def test_moving_codes_to_another_grid(oracles, tmp_path, kernels):
     inputs = {"x": _normal(1, 8, 16, 32, 32)}
     nodes = [node("Relu", "x", "r"), node("Relu", "r", "y")]
@@ -125,7 +104,7 @@ def test_moving_codes_to_another_grid(oracles, tmp_path, kernels):
     assert found == 0
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", LITERT)
 @pytest.mark.parametrize("name", ["digits_resnet8_folded", "digits_mbv2_folded"])
 def test_whole_digits_models(data, oracles, tmp_path, name, kernels):
     graph, params, _ = import_onnx(data / "models" / f"{name}.onnx")

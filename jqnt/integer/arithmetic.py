@@ -1,21 +1,23 @@
 """Named integer arithmetics: small tables of rounding and requantization rules, one a backend."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from jqnt.errors import ConfigError, nearest
+from jqnt.graph.ir import Node
 from jqnt.integer import (
     binary,
     binary_fixed,
     binary_float,
     mean,
     mnn,
+    ncnn,
     requantize,
     requantize_fixed,
     softmax,
     xnnpack,
 )
-from jqnt.integer.rule import Rule
+from jqnt.integer.rule import Finish, Rule
 
 __all__ = ["ARITHMETICS", "Arithmetic", "arithmetic_named"]
 
@@ -50,7 +52,8 @@ class Arithmetic(NamedTuple):
     accumulator whose tensor has no encoding (`dense_real` that of Gemm and MatMul),
     `enter` puts float32 onto a grid where that is not QuantizeLinear. `only_products` marks
     backends that run in float32 what they have no rule for, `zeros` those whose products take
-    `Zeros`; `depthwise` finishes depthwise convolutions where they differ from others.
+    `Zeros`; `convolution` gives the rules of a Conv and its weight's shape where backends have
+    several kernels that round differently.
     `relu_at_zero` marks backends whose Relu behind Add, Sub and Mul clamps at code 0, whatever
     the zero point; `int8_pools` those whose MaxPool compares x + 128 as int8 and whose means never
     count padding: MNN 3.6.1 on x86-64 does.
@@ -72,7 +75,7 @@ class Arithmetic(NamedTuple):
     enter: Rule | None = None
     only_products: bool = False
     zeros: bool = False
-    depthwise: Rule | None = None
+    convolution: Callable[[Node, tuple[int, ...]], Finish] | None = None
     relu_at_zero: bool = False
     int8_pools: bool = False
     sub: Rule | None = None
@@ -138,16 +141,18 @@ _ALL = (
         relu_at_zero=True,
         int8_pools=True,
         fused={**_FUSED, "Gemm": (), "MatMul": ()},
-        depthwise=mnn.DEPTHWISE,
+        convolution=mnn.finish,
         enter=requantize.ENTER_AWAY,
         only_products=True,
         zeros=True,
     ),
     Arithmetic(
         "ncnn",
-        requantize.NCNN,
-        real=requantize.NCNN_REAL,
-        dense_real=requantize.NCNN_DENSE_REAL,
+        ncnn.CONV,
+        real=ncnn.CONV_REAL,
+        dense=ncnn.DENSE,
+        dense_real=ncnn.DENSE_REAL,
+        convolution=ncnn.finish,
         enter=requantize.ENTER_AWAY,
         only_products=True,
     ),

@@ -12,7 +12,7 @@ from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.accumulate import accumulate, convolve, dot, int8_pieces, is_wide, offset
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid, per_tensor
 from jqnt.integer.narrow import narrowed
-from jqnt.integer.rule import Rule, Zeros, along_last, container, store
+from jqnt.integer.rule import Finish, Rule, Zeros, along_last, container, store
 from jqnt.ops.window import window
 
 __all__ = [
@@ -178,22 +178,22 @@ def finish(group: Group, site: Site, table: Any, acc: Any, last: bool) -> Laid:
 
 
 def _rule(group: Group, site: Site) -> Rule:
-    if group.output not in site.grids:
-        dense = None if group.head.op in _SPATIAL else site.arithmetic.dense_real
-        rule = dense or site.arithmetic.real
-        assert rule is not None
-        return rule
-    own = site.arithmetic.depthwise if _is_depthwise(group, site) else None
-    if group.head.op not in _SPATIAL:
-        own = site.arithmetic.dense
-    return own or site.arithmetic.requantize
+    rules = _rules(group, site)
+    rule = rules.codes if group.output in site.grids else rules.real
+    assert rule is not None
+    return rule
 
 
-def _is_depthwise(group: Group, site: Site) -> bool:
-    """Whether each output channel of a convolution reads one input channel of several."""
-    weight = site.operands.coded(group.head.inputs[1])
-    many = group.head.op == "Conv" and group.head.attrs.get("group", 1) > 1
-    return many and weight is not None and weight.codes.shape[1] == 1
+def _rules(group: Group, site: Site) -> Finish:
+    arithmetic, node = site.arithmetic, group.head
+    if node.op not in _SPATIAL:
+        return Finish(
+            arithmetic.dense or arithmetic.requantize, arithmetic.dense_real or arithmetic.real
+        )
+    weight = site.operands.coded(node.inputs[1])
+    if node.op == "Conv" and arithmetic.convolution is not None and weight is not None:
+        return arithmetic.convolution(node, weight.codes.shape)
+    return Finish(arithmetic.requantize, arithmetic.real)
 
 
 def _first(values: Sequence[Laid | None]) -> Laid:

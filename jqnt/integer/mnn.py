@@ -9,15 +9,22 @@ from jaxtyping import Array, Int
 
 from jqnt.encodings import Encoding
 from jqnt.errors import UnsupportedError
+from jqnt.graph.ir import Node
 from jqnt.integer.binary_float import operands
-from jqnt.integer.exact import exact_mul, round_half_away, to_float
-from jqnt.integer.requantize import half_away
-from jqnt.integer.rule import Out, Rule, Zeros
+from jqnt.integer.exact import exact_mul, to_float
+from jqnt.integer.requantize import half_away, roundf
+from jqnt.integer.rule import Finish, Out, Rule, Zeros
 
-__all__ = ["ADD", "CONV", "DEPTHWISE", "MEAN", "MUL", "SUB", "WINDOW_MEAN"]
+__all__ = ["ADD", "CONV", "DEPTHWISE", "MEAN", "MUL", "SUB", "WINDOW_MEAN", "finish"]
 
 _OFFSET = 128
 _LEAST_SCALE = np.float32(1e-6)
+
+
+def finish(node: Node, weight: tuple[int, ...]) -> Finish:
+    """The rules of a convolution whose weight has that shape: one input channel of several for
+    each output has kernels of its own."""
+    return Finish(DEPTHWISE if node.attrs.get("group", 1) > 1 and weight[1] == 1 else CONV)
 
 
 def _conv_prepare(sx, sw, sy, bias, real_bias, zeros: Zeros) -> dict:
@@ -73,9 +80,7 @@ def _joined(operate: Callable[[Any, Any], Any]) -> Rule:
     def apply(a: Int[Array, "..."], b: Int[Array, "..."], table: dict, out: Out):
         """q = half away(op(f32(a - za) * sa, f32(b - zb) * sb) * f32(1 / sy)) + zy."""
         value = exact_mul(operate(*operands(a, b, table)), jnp.asarray(table["inverse"]))
-        low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
-        whole = round_half_away(jnp.clip(value, low - 1, high + 1))
-        return jnp.clip(whole, low, high).astype(jnp.int32) + out.zero_point
+        return roundf(value, out)
 
     return Rule(prepare, apply)
 

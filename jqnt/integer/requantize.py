@@ -7,19 +7,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jqnt.affine import divide
-from jqnt.integer.exact import Wide, exact_fma, exact_mul, to_float
+from jqnt.integer.exact import Wide, exact_mul, round_half_away, to_float
 from jqnt.integer.rule import Out, Rule
 
 __all__ = [
     "DIVIDE",
     "ENTER_AWAY",
     "FLOAT",
-    "NCNN",
-    "NCNN_DENSE_REAL",
-    "NCNN_REAL",
     "add_bias",
     "half_away",
     "quantize_float",
+    "roundf",
 ]
 
 
@@ -46,25 +44,6 @@ def _divide_apply(codes: Int[Array, "..."], table: dict, out: Out) -> Int[Array,
     return _round_to(divide(real, table["sy"]), out)
 
 
-def _ncnn_prepare(sx, sw, sy, bias, real_bias) -> dict:
-    """ncnn keeps the reciprocals: r = f32(1 / (f32(1/sx) * f32(1/sw))), t = f32(1/sy)."""
-    one = np.float32(1)
-    rx, rw = one / np.float32(sx), one / np.asarray(sw, np.float32)
-    bias = np.asarray(real_bias, np.float32)
-    return {"scale": one / (rx * rw), "bias": bias, "top": one / np.float32(sy)}
-
-
-def _ncnn_real_prepare(sx, sw, bias, real_bias) -> dict:
-    return {k: v for k, v in _ncnn_prepare(sx, sw, 1, bias, real_bias).items() if k != "top"}
-
-
-def _ncnn_real_apply(acc: Any, table: dict) -> Float[Array, "..."]:
-    """v = fma(f32(acc), r, bias), as compilers fuse it."""
-    total = to_float(acc)
-    scale, bias = (jnp.broadcast_to(table[k], total.shape) for k in ("scale", "bias"))
-    return exact_fma(total, scale, bias)
-
-
 def _enter_prepare(scale: np.float32) -> dict:
     return {"inverse": np.float32(1) / np.float32(scale)}
 
@@ -74,19 +53,19 @@ def _enter_apply(x: Float[Array, "..."], table: dict, out: Out) -> Int[Array, ".
     return half_away(exact_mul(x, jnp.asarray(table["inverse"])), out)
 
 
-def _ncnn_apply(acc: Any, table: dict, out: Out) -> Int[Array, "..."]:
-    """v = f32(acc) * r + bias; q = round half away(v * t): no zero points."""
-    total = to_float(acc)
-    product = exact_mul(total, jnp.broadcast_to(table["scale"], total.shape))
-    real = product + table["bias"]
-    return half_away(exact_mul(real, jnp.broadcast_to(table["top"], real.shape)), out)
-
-
 def half_away(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
     """trunc(v + copysign(0.5, v)) in float32, as C code without roundf does it."""
+    return _away(value, out, lambda v: jnp.trunc(v + jnp.where(v < 0, -0.5, 0.5)))
+
+
+def roundf(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
+    """C's roundf: 0.49999997 becomes 0, where the sum with 0.5 of `half_away` makes it 1."""
+    return _away(value, out, round_half_away)
+
+
+def _away(value: Float[Array, "..."], out: Out, rounding: Any) -> Int[Array, "..."]:
     low, high = (jnp.asarray(v - out.zero_point, jnp.float32) for v in (out.low, out.high))
-    value = jnp.clip(value, low - 1, high + 1)
-    whole = jnp.trunc(value + jnp.where(value < 0, -0.5, 0.5))
+    whole = rounding(jnp.clip(value, low - 1, high + 1))
     return jnp.clip(whole, low, high).astype(jnp.int32) + out.zero_point
 
 
@@ -110,18 +89,6 @@ def _round_to(value: Float[Array, "..."], out: Out) -> Int[Array, "..."]:
 
 FLOAT = Rule(_float_prepare, _float_apply)
 """One float32 product, round half to even: onnxruntime's MlasRequantizeOutput."""
-
-NCNN = Rule(_ncnn_prepare, _ncnn_apply)
-"""ncnn's requantized int8 layers, symmetric grids of -127 to 127."""
-
-NCNN_REAL = Rule(_ncnn_real_prepare, _ncnn_real_apply)
-"""ncnn's int8 convolutions whose output stays float."""
-
-NCNN_DENSE_REAL = Rule(
-    _ncnn_real_prepare,
-    lambda acc, table: exact_mul(to_float(acc), table["scale"]) + table["bias"],
-)
-"""ncnn's inner products whose output stays float: two roundings."""
 
 ENTER_AWAY = Rule(_enter_prepare, _enter_apply)
 """How ncnn and MNN put floats onto a grid: a product with the reciprocal, halves away from zero."""

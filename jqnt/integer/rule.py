@@ -16,6 +16,7 @@ from jqnt.types import Leaf
 
 __all__ = [
     "Container",
+    "Finish",
     "Out",
     "Rule",
     "Zeros",
@@ -35,6 +36,13 @@ class Rule(NamedTuple):
 
     prepare: Callable[..., dict[str, Any]]
     apply: Callable[..., Any]
+
+
+class Finish(NamedTuple):
+    """The rules behind an accumulator: to codes, and to float32 where the backend has that."""
+
+    codes: Rule
+    real: Rule | None = None
 
 
 class Out(NamedTuple):
