@@ -292,6 +292,16 @@ def test_softmax(length):
             assert mismatches(graph, params, encodings, inputs) == 0
 
 
+def test_softmax_on_a_fine_grid():
+    """So fine that the last bit of the table's entries moves one value in 10^4 or 10^5."""
+    grid = Encoding(U8, np.float32(0.012160555), np.int64(125))
+    inputs = {"x": _normal(1, 400, 319, scale=90) * grid.scale}
+    graph, params = case([node("Softmax", "x", "y", axis=-1)], inputs, ["y"], {})
+    for scale in (4.957293e-05, 3.1e-05):
+        y = Encoding(U8, np.float32(scale), np.int64(20))
+        assert mismatches(graph, params, Encodings({"x": grid, "y": y}), inputs) == 0
+
+
 MOVES = {
     "slice": node("Slice", "x starts ends axes steps", "y"),
     "pad": node("Pad", "x pads", "y"),

@@ -102,7 +102,7 @@ def _table_prepare(x: Encoding, y: Encoding, length: int) -> dict:
     assert x.scale is not None and y.scale is not None
     scale = np.float64(x.scale)
     room = np.float32(np.finfo(np.float32).max) / np.float32(length)
-    lift = max(0.0, float(np.log(np.float64(room))) - 5)
+    lift = max(0.0, float(np.float32(np.log(np.float64(room)))) - 5)  # logf
     table = np.exp((np.arange(256.0) - 255 + lift / scale) * scale).astype(np.float32)
     return {
         "table": table,
