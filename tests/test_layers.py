@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,11 @@ def test_the_check_would_catch_a_break(tmp_path):
     bad.write_text("def f():\n    from jqnt.graph.ir import Node\n    return Node\n")
     assert imports_of(bad) == {"graph.ir"}
     assert layer_of("graph.ir") > layer_of("affine")
+
+
+def test_the_import_leaves_out_what_only_some_calls_need():
+    """Plots, pages, the command line and the runtimes that verify: each loads where it is used."""
+    lazy = ("jinja2", "matplotlib", "onnxruntime", "pandas", "typer")
+    code = f"import sys, jqnt; print([name for name in {lazy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

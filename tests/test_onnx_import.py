@@ -322,6 +322,22 @@ def test_external_data(tmp_path, location, length, message):
             import_onnx(tmp_path / "m.onnx")
 
 
+def test_external_data_behind_a_link(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(48))
+    (folder / "w.bin").symlink_to(tmp_path / "secret.bin")
+    proto = gemm_model()
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", "w.bin"
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        import_onnx(folder / "m.onnx")
+
+
 def grown(first):
     """`first`, repeated a hundredfold eight times over: no node of them beyond reason."""
     chain = [node("Tile", f"{first if i == 0 else f't{i}'} r", f"t{i + 1}") for i in range(8)]
@@ -355,16 +371,26 @@ def looped():
     return [node("Loop", "m t x", "v y", body=body)], weights
 
 
+def sparse():
+    constant = helper.make_node("Constant", [], ["s"], "sparse")
+    value = constant.attribute.add(name="sparse_value", type=11).sparse_tensor
+    value.dims[:] = [2**28]
+    value.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "v"))
+    value.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64), "i"))
+    return [constant, node("Add", "x s", "y")], {}
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
+        (sparse(), "sparse tensor of the impossible shape"),
         (grown("c"), "Tile node .* claims 0.7 GiB"),
         (grown("x"), "Tile node .* claims 0.7 GiB"),
         (window(), "HannWindow node .* claims 64.0 GiB"),
         (filled(), "ConstantOfShape node .* 64.0 GiB"),
         (looped(), "runs 1099511627776 times"),
     ],
-    ids=["constants", "data", "window", "fill", "loop"],
+    ids=["sparse", "constants", "data", "window", "fill", "loop"],
 )
 def test_a_small_file_allocates_no_gigabytes(parts, message):
     nodes, weights = parts

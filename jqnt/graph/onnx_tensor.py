@@ -188,7 +188,7 @@ def _dense(proto: onnx.SparseTensorProto, folder: Path | None, where: str) -> np
     indices = read_tensor(proto.indices, folder, where)
     dims = tuple(proto.dims)
     size = math.prod(dims)
-    if any(d < 0 for d in dims) or size * values.itemsize > 2**31:
+    if any(d < 0 for d in dims) or size * values.itemsize > max(2**29, 2**10 * values.nbytes):
         raise ModelError(f"{where} is a sparse tensor of the impossible shape {list(dims)}")
     dense = np.zeros(dims, values.dtype)
     try:
