@@ -16,6 +16,8 @@ RNG = np.random.default_rng(2)
 CASES = {  # kernel, strides, dilations, pads, groups, channels in, out
     "3x3": ((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 1, 4, 6),
     "strided": ((3, 3), (2, 2), (1, 1), ((0, 1), (1, 2)), 1, 4, 6),
+    "strided, four columns at once": ((3, 3), (1, 2), (2, 1), ((2, 2), (1, 1)), 1, 4, 6),
+    "two columns at once": ((3, 5), (1, 1), (1, 1), ((1, 1), (2, 2)), 1, 12, 16),
     "grouped, dilated": ((3, 2), (2, 1), (2, 1), ((0, 1), (1, 2)), 2, 4, 6),
     "depthwise": ((3, 3), (2, 2), (1, 1), ((1, 0), (1, 1)), 4, 4, 4),
     "depthwise, dilated": ((3, 3), (1, 1), (2, 2), ((2, 2), (2, 2)), 4, 4, 4),
@@ -134,3 +136,16 @@ def test_half_precision_accumulates_in_single():
     half = convolve(x.astype(jnp.float16), w.astype(jnp.float16), geometry)
     assert half.dtype == jnp.float16
     np.testing.assert_allclose(half, plain(x, w, geometry), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "width", "columns"),
+    [(16, 16, 32, 2), (3, 16, 32, 4), (3, 16, 30, 2), (16, 16, 31, 1), (32, 32, 32, 1)],
+)
+def test_few_channels_take_neighbouring_columns_together(channels, outputs, width, columns):
+    view = Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    geometry = Geometry((8, width), view, (8, width), 1)
+    x, w = jnp.zeros((1, 8, width, channels)), jnp.zeros((outputs, channels, 3, 3))
+    text = jax.jit(convolve, static_argnums=2).lower(x, w, geometry).as_text()
+    (result,) = re.findall(r"stablehlo.convolution.*-> tensor<([0-9x]+)xf32>", text)
+    assert result == f"1x8x{width // columns}x{outputs * columns}"

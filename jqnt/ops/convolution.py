@@ -10,6 +10,7 @@ all others keep the canonical layout b01f_01io->b01f, outside which XLA's CPU co
 Layouts: x "n *s i", w "o i/groups *k" (ONNX), g "n *t o".
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -188,16 +189,41 @@ def _cpu_weight_gradient(x, g, *, geometry: Geometry):
 def _canonical(x, kernel, strides, pads, dilations, groups, input_dilation=None):
     """The one layout in which XLA's CPU convolutions are fast, in a loop too."""
     spatial = "DHWXYZ"[: x.ndim - 2]
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        pads,
+    convolution = partial(
+        lax.conv_general_dilated,
+        padding=pads,
         lhs_dilation=input_dilation,
         rhs_dilation=dilations,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=groups,
     )
+    count = 1 if groups > 1 or dilations[-1] > 1 else _neighbours(kernel)
+    if count > 1:
+        shape = jax.eval_shape(partial(convolution, window_strides=strides), x, kernel).shape
+        count = math.gcd(count, shape[-2])
+        wide = _widened(kernel, count, strides[-1])
+        return convolution(x, wide, (*strides[:-1], strides[-1] * count)).reshape(shape)
+    return convolution(x, kernel, strides)
+
+
+def _neighbours(kernel) -> int:
+    """How many neighbouring columns one window computes best, as so many times the channels.
+
+    Few channels leave the registers of a product idle and make it copy its window for little
+    work: 3x3, batch 32, 32x32 pixels, 16 to 16 channels takes 0.7 of the time two by two, 3 to
+    16 0.3 four by four; beyond a product of 32x32 the zeros in the window cost more than they
+    save.
+    """
+    channels, outputs = kernel.shape[-2:]
+    return next((n for n in (4, 2) if n * n * channels * outputs <= 1024), 1)
+
+
+def _widened(kernel, count: int, stride: int):
+    """The kernel for `count` neighbouring outputs at once: zeros on either side of each copy."""
+    lead = [(0, 0)] * (kernel.ndim - 3)
+    shifts = [(i * stride, (count - 1 - i) * stride) for i in range(count)]
+    copies = [jnp.pad(kernel, [*lead, shift, (0, 0), (0, 0)]) for shift in shifts]
+    return jnp.concatenate(copies, -1)
 
 
 def _weighted(taps, w):
