@@ -9,6 +9,7 @@ from jqnt.integer import (
     binary,
     binary_fixed,
     binary_float,
+    ibert,
     mean,
     mnn,
     ncnn,
@@ -70,6 +71,7 @@ class Arithmetic(NamedTuple):
     wide: bool = False
     dense: Rule | None = None
     softmax: Rule | None = None
+    layer_norm: Rule | None = None
     real: Rule | None = None
     dense_real: Rule | None = None
     enter: Rule | None = None
@@ -162,6 +164,8 @@ _ALL = (
         requantize_fixed.RESCALE_DYADIC,
         binary_fixed.ADD_DYADIC,
         binary_fixed.MUL_DYADIC,
+        softmax=ibert.SOFTMAX,
+        layer_norm=ibert.LAYER_NORM,
         sub=binary_fixed.SUB_DYADIC,
     ),
     Arithmetic("power-of-two", requantize_fixed.POWER, requantize_fixed.RESCALE_POWER),
@@ -174,7 +178,8 @@ tflite-reference: the reference kernels, two roundings (fully connected layers o
 2.3.0 does). tflite-single: the same built with one. xnnpack: LiteRT's default on x86-64. mnn,
 ncnn: their int8 layers on x86-64, all others in float32 (MNN's AVX2 and AVX-512 kernels alike;
 ncnn without its packed layout, whose depthwise layers take the processor's approximate
-reciprocal). dyadic: HAWQ-V3. power-of-two: shifts only."""
+reciprocal). dyadic: HAWQ-V3,
+with the Softmax and LayerNorm of I-BERT. power-of-two: shifts only."""
 
 
 def arithmetic_named(name: str) -> Arithmetic:

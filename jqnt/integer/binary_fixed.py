@@ -8,6 +8,7 @@ from jqnt.errors import UnsupportedError
 from jqnt.integer.fixed_point import quantized_multiplier
 from jqnt.integer.requantize_fixed import (
     Scaled,
+    finished,
     fixed_table,
     scaled_double,
     scaled_dyadic,
@@ -57,7 +58,7 @@ def _add(scaled: Scaled, sign: int = 1) -> Rule:
     def apply(a, b, table: dict, out: Out):
         total = scaled((a - table["za"]) << _LEFT, table["a"])
         total = total + sign * scaled((b - table["zb"]) << _LEFT, table["b"])
-        return _finished(scaled(total, table["y"]), out)
+        return finished(scaled(total, table["y"]), out)
 
     return Rule(prepare, apply)
 
@@ -70,7 +71,7 @@ def _mul(scaled: Scaled) -> Rule:
         return {**fixed_table(np.asarray(sa * sb / sy, np.float64)), "za": za, "zb": zb}
 
     def apply(a, b, table: dict, out: Out):
-        return _finished(scaled((a - table["za"]) * (b - table["zb"]), table), out)
+        return finished(scaled((a - table["za"]) * (b - table["zb"]), table), out)
 
     return Rule(prepare, apply)
 
@@ -93,7 +94,7 @@ def _mean(scaled: Scaled) -> Rule:
             quotient, rest = 2 * quotient, 2 * rest
             quotient, rest = quotient + (rest >= count), rest - jnp.where(rest >= count, count, 0)
         rule = {"multiplier": quotient, "shift": table["shift"] - extra}
-        return _finished(scaled(total - count * table["zx"], rule), out)
+        return finished(scaled(total - count * table["zx"], rule), out)
 
     return Rule(prepare, apply)
 
@@ -109,10 +110,6 @@ def _pool_apply(parts, count, table: dict, out: Out):
     quotient = jnp.where(total > 0, total + half, total - half)
     whole = jnp.sign(quotient) * (jnp.abs(quotient) // count)
     return jnp.clip(whole, out.low, out.high)
-
-
-def _finished(x, out: Out):
-    return jnp.clip(x, out.low - out.zero_point, out.high - out.zero_point) + out.zero_point
 
 
 ADD_DOUBLE, ADD_SINGLE, ADD_DYADIC = map(_add, (scaled_double, scaled_single, scaled_dyadic))

@@ -6,6 +6,7 @@ from jqnt.integer.group import Kernel
 from jqnt.integer.kernel_join import ADD, CONCAT, MUL, SUB
 from jqnt.integer.kernel_map import CLAMP, LOOKUP
 from jqnt.integer.kernel_matmul import MATMUL
+from jqnt.integer.kernel_norm import LAYER_NORM
 from jqnt.integer.kernel_pool import AVERAGE_POOL, MEAN
 from jqnt.integer.kernel_product import CONV, GEMM
 from jqnt.integer.kernel_softmax import SOFTMAX
@@ -22,6 +23,7 @@ KERNELS: Mapping[str, Kernel] = {
     "ConvTranspose": CONV_TRANSPOSE,
     "Gemm": GEMM,
     "GlobalAveragePool": MEAN,
+    "LayerNormalization": LAYER_NORM,
     "MatMul": MATMUL,
     "Max": CLAMP,
     "Min": CLAMP,

@@ -27,6 +27,7 @@ __all__ = [
     "RESCALE_POWER",
     "RESCALE_SINGLE",
     "SINGLE",
+    "finished",
     "fixed_table",
     "scaled_double",
     "scaled_dyadic",
@@ -80,7 +81,7 @@ def _products(table_of: Callable[[np.ndarray], dict], scaled: Scaled) -> Rule:
         return {**table_of(real), "bias": codes}
 
     def apply(acc, table: dict, out: Out):
-        return _finished(scaled(add_bias(acc, table["bias"]), table), out)
+        return finished(scaled(add_bias(acc, table["bias"]), table), out)
 
     return Rule(prepare, apply)
 
@@ -91,12 +92,12 @@ def _codes(table_of: Callable[[np.ndarray], dict], scaled: Scaled) -> Rule:
         return {**table_of(real), "zx": np.int32(zx)}
 
     def apply(codes, table: dict, out: Out):
-        return _finished(scaled(codes - table["zx"], table), out)
+        return finished(scaled(codes - table["zx"], table), out)
 
     return Rule(prepare, apply)
 
 
-def _finished(x: Int[Array, "..."], out: Out) -> Int[Array, "..."]:
+def finished(x: Int[Array, "..."], out: Out) -> Int[Array, "..."]:
     """Clamped before the zero point comes, so that nothing wraps."""
     return jnp.clip(x, out.low - out.zero_point, out.high - out.zero_point) + out.zero_point
 
