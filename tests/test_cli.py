@@ -78,7 +78,8 @@ def test_rules_of_a_file_come_first(jqnt, files, tmp_path):
 
 def test_quantize_judges_three_times(jqnt, files):
     args = ["quantize", files / "model.onnx", "--calib", files / "data.npz"]
-    args += ["--eval", files / "data.npz", "--equalize", "--adaround", "--steps", 20, "--json"]
+    args += ["--eval", files / "data.npz", "--equalize"]
+    args += ["--rounding", "adaround", "--steps", 20, "--json"]
     metric = jqnt(*args)["metric"]
     assert metric["float"] == 100.0
     assert metric["float_simulation"] > 90

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from jqnt.learn.roundings import ROUNDINGS
+
 __all__ = [
     "Activations",
     "ArithmeticName",
@@ -22,6 +24,7 @@ __all__ = [
     "Model",
     "OptionalEvaluation",
     "Out",
+    "RoundingName",
     "RulesFile",
     "Scales",
     "Target",
@@ -87,6 +90,10 @@ Scales = Annotated[
         help="scales of a weight: one, or one per channel; the target's by default",
         show_default=False,
     ),
+]
+RoundingName = Annotated[
+    str,
+    typer.Option("--rounding", help=f"how each weight is rounded: {', '.join(ROUNDINGS)}"),
 ]
 RulesFile = Annotated[
     Path | None,

@@ -21,6 +21,7 @@ from jqnt.cli.options import (
     Model,
     OptionalEvaluation,
     Out,
+    RoundingName,
     RulesFile,
     Scales,
     Target,
@@ -35,10 +36,10 @@ from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.target_file import read_target
-from jqnt.learn.adaround import adaround as learn_rounding
 from jqnt.learn.calibrate import calibrate
 from jqnt.learn.output_error import least_output_error
 from jqnt.learn.reconstruct import reconstruct
+from jqnt.learn.roundings import check_rounding, round_weights
 from jqnt.learn.warnings import outside_range, too_few
 from jqnt.observers import (
     Observer,
@@ -112,10 +113,18 @@ def quantize(
     equalize: Annotated[
         bool, typer.Option("--equalize", help="make channel ranges of neighbours equal first")
     ] = False,
-    adaround: Annotated[
-        bool, typer.Option("--adaround", help="learn how each weight is rounded")
-    ] = False,
-    steps: Annotated[int, typer.Option(help="optimization steps per layer of --adaround")] = 500,
+    rounding: RoundingName = "nearest",
+    steps: Annotated[
+        int, typer.Option(help="optimization steps of --rounding, per layer or block")
+    ] = 500,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder that keeps what --rounding has found, and from which it goes on after an "
+            "interruption",
+            show_default=False,
+        ),
+    ] = None,
     encodings_version: EncodingsVersion = "1.0.0",
     batch_size: BatchSize = 64,
     key: Key = 0,
@@ -125,6 +134,7 @@ def quantize(
     """Quantize a model after training; write it as QDQ ONNX and encodings."""
     if out is not None:
         check_out(out)
+    check_rounding(rounding)
     graph, params, _ = import_onnx(model)
     data = load_data(calib, graph, batch_size=batch_size)
     judge = load_data(evaluation, graph, batch_size=batch_size) if evaluation else None
@@ -154,18 +164,20 @@ def quantize(
             theta = reconstruct(
                 folded, exact, theta, laid, data, method, key=jax.random.key(key)
             ).theta
-        if adaround:
-            theta = learn_rounding(
-                folded,
-                exact,
-                theta,
-                laid,
-                data,
-                steps=steps,
-                progress=lambda done, total, _: show("learning rounding", done, total),
-                key=jax.random.key(key),
-            )
-        frozen_params, encodings = freeze(folded, exact, bind(theta, laid))
+        rounded = round_weights(
+            folded,
+            exact,
+            theta,
+            laid,
+            list(data) if rounding != "nearest" else [],
+            rounding,
+            steps=steps,
+            folder=resume,
+            progress=lambda done, total, _: show("learning rounding", done, total),
+            key=jax.random.key(key),
+        )
+        theta = rounded.theta
+        frozen_params, encodings = freeze(folded, rounded.params, bind(theta, laid))
         frozen = Frozen(folded, exact, frozen_params, encodings)
         document: dict[str, Any] = {
             "model": str(model),
@@ -176,7 +188,9 @@ def quantize(
         if judge and chosen:
             show("evaluating", 0, 1)
             document["metric"] = figures(frozen, (graph, params), judge, chosen)
-            found = outside_range(lower(folded), exact, bind(theta, laid), _inputs(judge, folded))
+            found = outside_range(
+                lower(folded), rounded.params, bind(theta, laid), _inputs(judge, folded)
+            )
             warnings += [str(row) for row in found]
         if out is not None:
             show("writing", 0, 1)

@@ -19,7 +19,7 @@ from jqnt.quantizers import Affine, SoftRound
 
 __all__ = ["Entry", "Journal", "fingerprint"]
 
-_FIELDS = ("scale", "zero_point", "bits")
+_FIELDS = ("scale", "zero_point", "bits", "logit")
 
 
 class Entry(NamedTuple):
@@ -71,9 +71,9 @@ class Journal:
         """Returns when the entry is on disk."""
         kept: dict[str, Any] = {'["errors"]': np.asarray(entry.errors, np.float64)}
         for name, quantizer in entry.theta.items():
-            fields = (*_FIELDS, "logit") if isinstance(quantizer, SoftRound) else _FIELDS
-            for field in fields:
-                kept[json.dumps(["theta", name, field])] = getattr(quantizer, field)
+            for field in _FIELDS:
+                if (value := getattr(quantizer, field, None)) is not None:
+                    kept[json.dumps(["theta", name, field])] = value
         for name, value in entry.params.items():
             kept[json.dumps(["params", name])] = value
         names = np.frombuffer(json.dumps(list(kept)).encode(), np.uint8)
@@ -103,10 +103,10 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _decoded(old: Any, leaves: Mapping[str, Any]) -> Affine | SoftRound:
+def _decoded(old: Any, leaves: Mapping[str, Any]) -> Any:
     """The quantizer of the piece's tensor: what it was, with other leaves."""
-    affine = old.affine if isinstance(old, SoftRound) else old
-    own = {name: leaves[name] for name in _FIELDS}
-    if "logit" in leaves:
-        return replace(soft_of(affine, leaves["logit"]), **own)
-    return replace(affine, **own)
+    if "logit" in leaves and isinstance(old, Affine):
+        old = soft_of(old, leaves["logit"])
+    elif "logit" not in leaves and isinstance(old, SoftRound):
+        old = old.affine
+    return replace(old, **leaves)

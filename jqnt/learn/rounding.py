@@ -1,6 +1,7 @@
 """The best rounding of a layer under the exact quadratic error: AdaRound in Gram form, polished."""
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,18 @@ from jqnt.learn.layer import Layer, matrix, tensor
 from jqnt.learn.rows import best_choices, soft_logit
 from jqnt.quantizers import Affine, SoftRound, grid, neighbours
 
-__all__ = ["Rounded", "choices", "learn_rounding", "refit", "rounded_up", "soft_of", "soft_start"]
+__all__ = [
+    "Rounded",
+    "choices",
+    "closed",
+    "kept",
+    "learn_rounding",
+    "opened",
+    "refit",
+    "rounded_up",
+    "soft_of",
+    "soft_start",
+]
 
 SURE = 4.0
 """A logit beyond which the rectified sigmoid is exactly 0 or 1 (it is from 2.4 on)."""
@@ -130,3 +142,20 @@ def soft_start(quantizer: Affine, w: Float[Array, "..."]) -> SoftRound:
     """The grid with a rounding that starts at `w` itself, between the codes beside it."""
     v = divide(w, grid(quantizer, w.shape)[0])
     return soft_of(quantizer, soft_logit(neighbours(quantizer, v, w.shape)[2]))
+
+
+def opened(quantizer: Affine | SoftRound, w: Float[Array, "..."]) -> SoftRound:
+    """A quantizer whose rounding can move: from w itself, or from a choice that was learned."""
+    if isinstance(quantizer, SoftRound):
+        return replace(quantizer, logit=jnp.clip(quantizer.logit, -1, 1))
+    return soft_start(quantizer, w)
+
+
+def closed(quantizer: SoftRound) -> SoftRound:
+    """Up where the logit says so, down elsewhere."""
+    return replace(quantizer, logit=jnp.where(quantizer.logit >= 0, SURE, -SURE))
+
+
+def kept(quantizer: Affine | SoftRound, w: Float[Array, "..."]) -> SoftRound:
+    """What the quantizer makes of w already, as hard choices."""
+    return closed(quantizer if isinstance(quantizer, SoftRound) else soft_start(quantizer, w))

@@ -1,7 +1,7 @@
 """Reconstruction from samples, with what follows a layer inside: AdaRound, BRECQ, QDrop."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,14 +15,15 @@ from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import walk
 from jqnt.learn.blocks import Span, blocks_of, layers_of
 from jqnt.learn.fit import Progress, fit
+from jqnt.learn.journal import Entry, Journal
 from jqnt.learn.piece import Piece, compiled, piece_of
 from jqnt.learn.reads import reads
 from jqnt.learn.reconstruct import learnable, value_of
-from jqnt.learn.rounding import SURE, soft_start
+from jqnt.learn.rounding import closed, kept, opened
 from jqnt.learn.rows import regularizer
 from jqnt.learn.source import Draw, Stream
 from jqnt.plan import Options, Plan, Theta, bind
-from jqnt.quantizers import Affine, Dropped, SoftRound
+from jqnt.quantizers import Dropped, SoftRound
 from jqnt.types import Params
 
 __all__ = ["BlockLoss", "SpanError", "reconstruct_samples"]
@@ -67,6 +68,7 @@ def reconstruct_samples(
     drop: float = 0.5,
     scales: bool = True,
     steps: int = 1000,
+    journal: Journal | None = None,
     progress: Progress | None = None,
     key: PRNGKeyArray,
 ) -> Sampled:
@@ -78,7 +80,8 @@ def reconstruct_samples(
     ("block": BRECQ, Li et al. 2021). With probability `drop` an element of the input, and of
     each activation inside, is the float one (QDrop, Wei et al. 2022, eq. 9-11). The float network
     has the params `teacher`. Where `theta` has learned rounding already, training starts from it.
-    A piece that ends worse than it began, on all samples with hard rounding, stays as it was.
+    With a `journal` what was found before an interruption is not computed again. A piece that ends
+    worse than it began, on all samples with hard rounding, stays as it was.
 
     Raises what `reconstruct` does.
     """
@@ -93,18 +96,24 @@ def reconstruct_samples(
     errors = []
     for i, span in enumerate(spans):
         networks = walk.Networks(exact, lossy, bind(theta, plan))
-        names = walk.frontier(
-            graph, span.position, [n for s in spans[i:] for n in (*s.starts, s.end)]
-        )
+        wanted = [n for s in spans[i:] for n in (*s.starts, s.end)]
+        names = walk.frontier(graph, span.position, wanted)
         if walk.fits(shapes, names, len(front.pairs), MEMORY):
             front = walk.advance(graph, front, names, networks)
-        problem = _problem(graph, span, plan, lossy, theta)
-        data = _samples(graph, front, span, problem.block, networks)
-        learned, error = _learn(problem, data, drop, scales, steps, jax.random.fold_in(key, i))
-        theta.update(learned)
-        errors.append(SpanError(span.weights, span.end, *error))
+        entry = None if journal is None else journal.recall(i, theta)
+        if entry is None:
+            problem = _problem(graph, span, plan, lossy, theta)
+            data = _samples(graph, front, span, problem.block, networks)
+            own = jax.random.fold_in(key, i)
+            learned, error = _learn(problem, data, drop, scales, steps, own)
+            entry = Entry(learned, {}, error)
+            if journal is not None:
+                journal.record(i, entry)
+        theta.update(entry.theta)
+        before, after = entry.errors
+        errors.append(SpanError(span.weights, span.end, before, after))
         if progress is not None:
-            progress(i + 1, len(spans), {"before": error[0], "after": error[1]})
+            progress(i + 1, len(spans), {"before": before, "after": after})
     return Sampled(theta, tuple(errors))
 
 
@@ -212,7 +221,7 @@ def _learn(
     settings = {"drop": 0.0, "steps": float(steps), "strength": 0.0, "norm": 1.0}
     value = {"params": problem.params, "theta": problem.theta, "settings": settings}
     before = _error(loss, value, data)
-    soft = {w: _opened(problem.theta[w], problem.weights[w]) for w in problem.weights}
+    soft = {w: opened(problem.theta[w], problem.weights[w]) for w in problem.weights}
     count = sum(q.logit.size for q in soft.values())
     # In these units an independent error of each weight is what it is in `learn_rounding`.
     norm = count / 12 / max(before, jnp.finfo(jnp.float32).tiny)
@@ -231,11 +240,11 @@ def _learn(
         project=_positive,
         key=key,
     ).theta["theta"]
-    hard = {w: _closed(found[w]) for w in soft}
+    hard = {w: closed(found[w]) for w in soft}
     learned = {**hard, **{g: found[g] for g in trained}}
     after = _error(loss, {**value, "theta": {**problem.theta, **learned}}, data)
     if not after < before:
-        learned, after = {w: _kept(problem.theta[w], problem.weights[w]) for w in soft}, before
+        learned, after = {w: kept(problem.theta[w], problem.weights[w]) for w in soft}, before
     power = float(jnp.sum(data["target"] ** 2)) / len(data["target"])
     power = max(power, float(jnp.finfo(jnp.float32).tiny))
     return {problem.outer[g]: q for g, q in learned.items()}, (before / power, after / power)
@@ -263,23 +272,6 @@ def _mixed(exact: Any, lossy: Any, probability: Any, key: PRNGKeyArray) -> Any:
     if not jnp.issubdtype(lossy.dtype, jnp.floating):
         return lossy
     return jnp.where(jax.random.uniform(key, lossy.shape) < probability, exact, lossy)
-
-
-def _opened(quantizer: Affine | SoftRound, w: Any) -> SoftRound:
-    """A quantizer whose rounding can move: from w itself, or from a choice that was learned."""
-    if isinstance(quantizer, SoftRound):
-        return replace(quantizer, logit=jnp.clip(quantizer.logit, -1, 1))
-    return soft_start(quantizer, w)
-
-
-def _closed(quantizer: SoftRound) -> SoftRound:
-    """Up where the logit says so, down elsewhere."""
-    return replace(quantizer, logit=jnp.where(quantizer.logit >= 0, SURE, -SURE))
-
-
-def _kept(quantizer: Affine | SoftRound, w: Any) -> SoftRound:
-    """What was there before, as hard choices."""
-    return _closed(quantizer if isinstance(quantizer, SoftRound) else _opened(quantizer, w))
 
 
 def _trains(path: Any, leaf: Any, weights: tuple[str, ...], scales: tuple[str, ...]) -> bool:
