@@ -180,7 +180,7 @@ class Trainer:
     ):  # fmt: skip
         self.steps, self.source = steps, Draw(b.data, size)
         self.method = Method(**method)
-        self.optimizer = relative_adam(*rates, steps, chosen)
+        self.optimizer = relative_adam(*rates, steps)
         self.task = task(b.graph, b.params, theta, chosen, kl, self.method, b.params)
 
     def __call__(self, params: Any, theta: Any, key: Any) -> tuple[Any, Any]:

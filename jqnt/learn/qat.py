@@ -1,7 +1,6 @@
 """Quantization-aware training: weights and ranges together, taught by the float network."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import GetAttrKey, KeyPath
 from jaxtyping import PRNGKeyArray
 
 from jqnt.errors import DataError
@@ -18,13 +16,12 @@ from jqnt.graph.lower import lower
 from jqnt.learn.average import averaged, with_average
 from jqnt.learn.divergence import Divergence, kl, output_mse, with_targets
 from jqnt.learn.fit import Progress, start
-from jqnt.learn.kinds import by_kind, kind_of, of_kind
+from jqnt.learn.kinds import by_kind, of_kind
 from jqnt.learn.mesh import Spread, collect, place
 from jqnt.learn.method import Method, Task, task
 from jqnt.learn.source import Draw
 from jqnt.learn.train import Watch, train
 from jqnt.plan import Plan, Theta
-from jqnt.ranges import POSITIVE
 from jqnt.transforms.batch_norm import statistics
 from jqnt.types import Params
 
@@ -69,7 +66,7 @@ def qat(
         {name: data[f"target:{name}"] for name in graph.outputs}
     )
     made: Task = task(graph, params, theta, plan, divergence, method, teacher)
-    optimizer = method.optimizer or relative_adam(1e-3, 3e-3, steps, plan)
+    optimizer = method.optimizer or relative_adam(1e-3, 3e-3, steps)
     if method.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, method.accumulate).gradient_transformation()
     if method.average is not None:
@@ -109,57 +106,23 @@ def divergence_of(targets: Mapping[str, Any]) -> Divergence:
 
 
 def relative_adam(
-    weights: float, ranges: float, steps: int, plan: Plan | None = None, *, decay: float = 0.01
+    weights: float, ranges: float, steps: int, *, decay: float = 0.01
 ) -> optax.GradientTransformation:
-    """Adam whose steps are in units of what they move, under a cosine schedule.
+    """Adam whose steps are in units of each tensor's own size, under a cosine schedule.
 
-    p <- p - lr(t) * size(p) * adam(g), with lr from `weights` for params and `ranges` for ranges
-    down to `decay` times that: one rate suits layers, channels and scales of any magnitude.
-    size(p) is the value itself of a scale, or what else is positive; the root mean square of
-    each channel of a weight that `plan` gives a grid a channel (its channels may differ a
-    thousandfold, and so do their steps); and that of the tensor for all else. Rounding and bits
-    take the rate of ranges.
+    p <- p - lr(t) * rms(p) * adam(g), with lr from `weights` for params and `ranges` for ranges
+    down to `decay` times that: one rate suits layers, and scales, of any magnitude. Rounding and
+    bits take the rate of ranges.
     """
-    axes = _channel_axes(plan) if plan is not None else {}
 
     def adam(rate: float) -> optax.GradientTransformation:
         return optax.chain(
             optax.scale_by_adam(b2=0.99),
-            optax.stateless(partial(_in_own_units, axes)),
+            optax.scale_by_param_block_rms(),
             optax.scale_by_learning_rate(optax.cosine_decay_schedule(rate, steps, decay)),
         )
 
     return by_kind(adam(weights), adam(ranges), adam(ranges), adam(ranges))
-
-
-def _channel_axes(plan: Plan) -> dict[str, int]:
-    """The axis of the channels of each weight with one scale a channel."""
-    return {
-        name: spec.granularity.axis
-        for name, spec in plan.specs.items()
-        if spec.role == "weight"
-        and isinstance(spec.granularity.axis, int)
-        and spec.granularity.block is None
-    }
-
-
-def _in_own_units(axes: Mapping[str, int], updates: Any, value: Any) -> Any:
-    """Each update times the size of what it moves."""
-
-    def scaled(path: KeyPath, update: Any, leaf: Any) -> Any:
-        last = path[-1]
-        if isinstance(last, GetAttrKey) and last.name in POSITIVE:
-            return update * leaf
-        whole = jnp.sqrt(jnp.mean(leaf**2))
-        axis = axes.get(last.key) if kind_of(path) == "weights" else None
-        if axis is None:
-            # Biases of zero would not move.
-            return update * jnp.maximum(whole, 1e-3)
-        rest = tuple(d for d in range(leaf.ndim) if d != axis % leaf.ndim)
-        own = jnp.sqrt(jnp.mean(leaf**2, rest, keepdims=True))
-        return update * jnp.maximum(own, 1e-3 * whole)
-
-    return jax.tree_util.tree_map_with_path(scaled, updates, value)
 
 
 def _joined(arrays: Sequence[Any]) -> Any:
