@@ -1,5 +1,7 @@
 """Every kernel against onnxruntime's own, on random shapes, scales and zero points."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -279,6 +281,39 @@ def test_functions_of_one_code(op):
         _check(nodes, {"x": _normal(1, 3, 5, 9, 8, scale=2)}, {}, ["y"], activation=grid)
 
 
+def _erf(x):
+    return np.vectorize(math.erf)(x)
+
+
+TABLES = {
+    "Gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "Exp": np.exp,
+    "Erf": _erf,
+    "Softplus": lambda x: np.log1p(np.exp(x)),
+    "Elu": lambda x: np.where(x > 0, x, np.expm1(x)),
+}
+
+
+@pytest.mark.parametrize("arithmetic", ["onnxruntime", "dyadic", "tflite-reference"])
+@pytest.mark.parametrize("op", TABLES)
+def test_tables_of_functions(op, arithmetic):
+    """Every code of 8 bits, and of 16 some, where float32 cannot tell all halves, in float64."""
+    for grid in (U8, S8, Integer(16)):
+        low, high = grid.limits
+        codes = np.arange(low, high + 1, max((high - low) // 997, 1))
+        x = Encoding(grid, np.float32(8 / (high - low)), np.int64((low + high) // 2))
+        inputs = {"x": x.dequantize(codes)}
+        graph, params = case([node(op, "x", "y")], inputs, ["y"], {}, opset=20)
+        exact = TABLES[op](inputs["x"].astype(np.float64))
+        top = 1.01 * float(exact.max() - exact.min()) / (high - low)
+        y = Encoding(grid, np.float32(top), np.int64(round(low - float(exact.min()) / top)))
+        encodings = Encodings({"x": x, "y": y})
+        ours = lower_integers(graph, params, encodings, arithmetic)(inputs, integers=True)["y"]
+        wanted = np.clip(np.rint(exact / np.float64(y.scale)) + y.zero_point, low, high)
+        off = np.abs(np.asarray(ours).astype(int) - wanted)
+        assert off.max() <= 1 and (off > 0).mean() <= (0 if grid.bits == 8 else 0.02)
+
+
 @pytest.mark.parametrize("length", [5, 100, 1001])
 def test_softmax(length):
     """Scale 1/256 as converters give it, and finer and coarser ones."""
@@ -308,6 +343,11 @@ MOVES = {
     "transpose": node("Transpose", "x", "y", perm=[0, 2, 3, 1]),
     "reshape": node("Reshape", "x shape", "y"),
     "flatten": node("Flatten", "x", "y"),
+    "gather": node("Gather", "x indices", "y", axis=2),
+    "reflect": node("Pad", "x pads", "y", mode="reflect"),
+    "tile": node("Tile", "x repeats", "y"),
+    "unsqueeze": node("Unsqueeze", "x two", "y"),
+    "spread": node("SpaceToDepth", "x", "y", blocksize=1),
     "max pool": node("MaxPool", "x", "y", kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]),
 }
 INTEGERS = {
@@ -317,6 +357,9 @@ INTEGERS = {
     "steps": [2, 2],
     "pads": [0, 1, 0, 2, 0, 0, 1, 1],
     "shape": [0, -1],
+    "indices": [[4, 0], [2, -1]],
+    "repeats": [1, 2, 1, 3],
+    "two": [2],
 }
 
 
