@@ -134,25 +134,6 @@ def moves(images: np.ndarray, shift: int) -> list[np.ndarray]:
     ]
 
 
-def blended(shift: int) -> Callable[..., dict[str, Any]]:
-    """Photos mirrored, moved by up to `shift` pixels, and half of them mixed with one another."""
-
-    def augment(inputs: dict[str, Any], *, key: Any) -> dict[str, Any]:
-        x = inputs["input"]
-        mirror, at, pair, some, share = jax.random.split(key, 5)
-        each = (len(x), 1, 1, 1)
-        x = jnp.where(jax.random.bernoulli(mirror, 0.5, each), x[..., ::-1], x)
-        wide = jnp.pad(x, [(0, 0), (0, 0), (shift, shift), (shift, shift)], mode="edge")
-        corners = jax.random.randint(at, (len(x), 2), 0, 2 * shift + 1)
-        x = jax.vmap(
-            lambda image, at: jax.lax.dynamic_slice(image, (0, at[0], at[1]), x.shape[1:])
-        )(wide, corners)
-        mixed = jax.random.bernoulli(some, 0.5, each) * jax.random.uniform(share, each)
-        return {"input": x + mixed * (jax.random.permutation(pair, x) - x)}
-
-    return augment
-
-
 def rules(graph: jqnt.Graph, weights: int, activations: int) -> tuple[jqnt.Rule, ...]:
     """A width for all weights and activations, 8 bits for the first and the last layer."""
     ends = jqnt.first_and_last(graph)
