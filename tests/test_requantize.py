@@ -160,7 +160,7 @@ def test_ncnn_multiplies_by_reciprocals(rule, fused, rounding):
 
 def test_roundings_away_from_zero_part_just_below_a_half():
     below = np.nextafter(np.float32(0.5), np.float32(0))
-    values = np.float32([below, -below, 0.5, -0.5, 1.5, 200])
+    values = jnp.float32(np.float32([below, -below, 0.5, -0.5, 1.5, 200]))
     out = Out(np.int32(1), np.int32(-128), np.int32(127))
     np.testing.assert_array_equal(roundf(values, out), [1, 1, 2, 0, 3, 127])
     np.testing.assert_array_equal(half_away(values, out), [2, 0, 2, 0, 3, 127])
