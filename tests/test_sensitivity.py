@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from compilations import compilations
 from searched import case
 
 from jqnt.errors import ConfigError, DataError
@@ -16,10 +17,11 @@ from jqnt.plan import bind
 
 @pytest.fixture(scope="module")
 def tried():
-    """The case, its trial, its batches with targets."""
+    """The case, its trial, its batches with targets, the programs compiled before."""
+    before = compilations("trial_losses")
     c = case()
     batches = divergence.with_targets(lower(c.graph), c.params, c.batches)
-    return c, trial(c.graph, c.params, c.plan), batches
+    return c, trial(c.graph, c.params, c.plan), batches, before
 
 
 def plainly(c, qparams, batches, measure=divergence.output_mse):
@@ -30,7 +32,7 @@ def plainly(c, qparams, batches, measure=divergence.output_mse):
 
 
 def test_the_network_is_cut_where_all_flows_through_one_tensor(tried):
-    c, own, _ = tried
+    c, own, *_ = tried
     assert set(own.segments.cuts) <= {"ra", "rs", "rd", "p", "f"}
     assert len(own.segments.cuts) >= 2
     first = own.segments.first
@@ -41,7 +43,7 @@ def test_the_network_is_cut_where_all_flows_through_one_tensor(tried):
 
 
 def test_every_assignment_has_the_loss_of_its_plan(tried):
-    c, own, batches = tried
+    c, own, batches, _ = tried
     rng = np.random.default_rng(1)
     counts = [len(choice.options) for choice in c.plan.choices.values()]
     picks = [np.array([rng.integers(n) for n in counts]) for _ in range(6)]
@@ -58,12 +60,12 @@ def test_every_assignment_has_the_loss_of_its_plan(tried):
 
 
 def test_one_program_serves_all_tensors_and_formats(tried):
-    c, own, batches = tried
+    c, own, batches, before = tried
     steps = []
     alone = tensor_losses(
         own, c.params, c.theta, batches, lambda done, of: steps.append((done, of))
     )
-    assert own.program._cache_size() == 1
+    assert compilations("trial_losses") == before + 1
     assert steps[-1][0] == steps[-1][1]
     fixed = {name: q for name, q in c.theta.items() if name not in c.plan.choices}
     for name in ("wa", "ra", "wg"):
@@ -81,7 +83,7 @@ def test_one_program_serves_all_tensors_and_formats(tried):
 
 
 def test_losses_around_a_base(tried):
-    c, own, batches = tried
+    c, own, batches, before = tried
     base = np.zeros(len(c.plan.choices), int)
     losses = choice_losses(own, c.params, c.theta, base, batches)
     direct = own.losses(c.params, c.theta, own.branches(base), own.branches(base), batches)[0]
@@ -95,7 +97,7 @@ def test_losses_around_a_base(tried):
     rows = np.arange(len(base))
     assert table[rows, base].sum() == pytest.approx(direct)
     assert table[rows, changed].sum() == pytest.approx(value)
-    assert own.program._cache_size() == 1
+    assert compilations("trial_losses") == before + 1
 
 
 def test_divergences_against_numpy():
@@ -126,7 +128,7 @@ def test_divergences_against_numpy():
 
 
 def test_bad_input(tried):
-    c, own, _ = tried
+    c, own, *_ = tried
     with pytest.raises(ConfigError, match="no choices"):
         trial(c.graph, c.params, c.plan.replace(choices={}))
     with pytest.raises(ConfigError, match="2 options for"):

@@ -122,7 +122,7 @@ class Trial:
     def program(self) -> Callable[..., Any]:
         """The compiled losses of up to 64 candidates on one batch."""
 
-        def run(params, theta, base, candidates, starts, count, batch):
+        def trial_losses(params, theta, base, candidates, starts, count, batch):
             inputs = {name: batch[name] for name in self.segments.graph.inputs}
             known = self.segments.run(params, self.select(theta, base), inputs)
 
@@ -133,7 +133,7 @@ class Trial:
 
             return jax.lax.fori_loop(0, count, step, jnp.zeros(len(candidates)))
 
-        return jax.jit(run)
+        return jax.jit(trial_losses)
 
     def select(self, theta: Theta, branches: Any) -> QParams:
         """One quantizer per tensor: what `bind` gives, with each choice's tensors on the branch
