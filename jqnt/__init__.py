@@ -36,6 +36,7 @@ from jqnt.learn.search import search
 from jqnt.learn.space import space
 from jqnt.learn.train import Watch
 from jqnt.learn.trainable import field, named
+from jqnt.memory import keep_freed_memory
 from jqnt.metrics import evaluator, metric_named
 from jqnt.module import Model, QuantConst, QuantParam, load
 from jqnt.parametrize import parametrize, settle
@@ -96,6 +97,7 @@ __all__ = [
     "infer_shapes",
     "integer",
     "interop",
+    "keep_freed_memory",
     "learn",
     "load",
     "load_data",

@@ -64,6 +64,9 @@ def main() -> int:
 
 def measured(models: list[Path], batch: int | None, everything: bool) -> Iterator[dict]:
     """All rows, each as soon as it is known."""
+    import jqnt
+
+    jqnt.keep_freed_memory()  # as onnxruntime's arena does
     for path in models:
         yield from bench(path, batch)
     if everything:
@@ -299,7 +302,9 @@ def growth(which: str, path: Path, batch: int) -> float:
 
     from jqnt.graph.lower import lower
     from jqnt.graph.onnx_import import import_onnx
+    from jqnt.memory import keep_freed_memory
 
+    keep_freed_memory()
     jax.block_until_ready(jax.jit(lambda x: x + 1)(np.ones(3, np.float32)))
     before = peak_kb()
     graph, params, _ = import_onnx(path)

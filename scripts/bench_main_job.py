@@ -44,6 +44,7 @@ def main() -> int:
     if not (args.data / "models").is_dir():
         print(f"error: no folder {args.data / 'models'}; give --data DIR", file=sys.stderr)
         return 2
+    jqnt.keep_freed_memory()
     rows: list[Row] = []
     for name in [args.only] if args.only else TABLES:
         for found in TABLES[name](args.data):

@@ -35,6 +35,7 @@ from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.interop.onnx_qdq import to_qdq
 from jqnt.learn.calibrate import calibrate
+from jqnt.memory import keep_freed_memory
 from jqnt.observers import exact_mse, minmax, sqnr
 from jqnt.placement import plan
 from jqnt.plan import bind
@@ -58,6 +59,7 @@ def main() -> int:
     if not (args.data / "models").is_dir():
         print(f"error: no folder {args.data / 'models'}; give --data DIR", file=sys.stderr)
         return 2
+    keep_freed_memory()
     rows: list[Row] = []
     for name in [args.only] if args.only else TABLES:
         given = (args.data, args.model) if name in ("accuracy", "groups") else (args.data,)

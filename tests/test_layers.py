@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "jqnt"
 
 LAYERS = (
-    ("types", "errors"),
+    ("types", "errors", "memory"),
     (
         "granularity",
         "formats",

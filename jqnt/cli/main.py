@@ -18,6 +18,7 @@ from jqnt.cli.quantize import quantize
 from jqnt.cli.recover import recover
 from jqnt.cli.search import search
 from jqnt.errors import JqntError
+from jqnt.memory import keep_freed_memory
 
 __all__ = ["app", "main", "run"]
 
@@ -35,6 +36,7 @@ for command in (inspect, quantize, search, emulate, export, profile, compare, re
 def main() -> None:
     """The console script: exits with 0, or 2 after `error: ...` on stderr."""
     _keep_compiled_programs()
+    keep_freed_memory()
     # Functions of the user's, given as module:function, lie where the command is run.
     sys.path.append(os.getcwd())
     sys.exit(run(sys.argv[1:]))
