@@ -177,7 +177,7 @@ def _codes(x: Any, quantizer: Affine) -> tuple[Any, Any, Any]:
 def _convolution(x, w, x_grid, w_grid, geometry):
     if geometry.groups == w.shape[0] == x.shape[-1] > 1:
         # Shifted multiply-adds are float; of codes they are exact. The barrier keeps every tap
-        # from rounding for itself: 4 % of a step of MobileNetV2.
+        # from rounding for itself.
         scale, zero, qmin, qmax = grid(x_grid, x.shape)
         codes = jnp.clip(jnp.round(x * (1 / scale)) + zero, qmin, qmax) - zero
         factor, _, low, high = grid(w_grid, w.shape)
