@@ -349,7 +349,7 @@ def integers(data: Path) -> Iterator[Row]:
         for x in pixels
     ]
     score = 100 * float((np.asarray(found) == images.labels).mean())
-    bar = abs(score - 87.2) <= 0.2
+    bar = abs(score - 87.2) <= 0.2 + 1e-9  # one of 500 photos is 0.2
     yield row("imagenet_mobilenetv2_10_int8_qdq, imported", score, "% top-1", "87.2 +- 0.2", bar)
 
 
