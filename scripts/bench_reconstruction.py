@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Post-training reconstruction on real models: accuracy, time, and the gap to the exact optimum.
+"""Post-training reconstruction on real models: speed, accuracy, mixed plans, exactness.
 
 bench_reconstruction.py [--only ROW] [--json] [--data DIR]
 
-ROW is one of resnet20, resnet20_blocks, mobilenetv2, mobilenetv1, digits, exact.
-Everything is measured in this run; a row without a bar only informs. The layer-wise results do
-not depend on a key, since every step sees all samples; block-wise ones are given for three.
+ROW is one of race, resnet20, resnet20_blocks, mobilenetv2, mobilenetv1, minilm, digits, order,
+mixed, exact, equalization. Everything is measured in this run; a row without a bar only informs.
+The layer-wise results do not depend on a key, since every step sees all samples; block-wise ones
+are given for three.
 """
 
 import argparse
@@ -18,12 +19,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from material import DATA, Images, cifar10, digits, imagenet, model_path
+from material import DATA, FLOAT_CNNS, cifar10, digits, imagenet
+from reconstruction_case import Bench, Row, bench, folded, row, sentences
+from reconstruction_race import race
 
 import jqnt
 from jqnt.graph.ir import Node
@@ -31,6 +34,7 @@ from jqnt.learn.gram import accumulate, zero_moments
 from jqnt.learn.layer import layer_of
 from jqnt.learn.reconstruct import reconstruct
 from jqnt.learn.rounding import choices, learn_rounding
+from jqnt.learn.roundings import ROUNDINGS, round_weights
 from jqnt.learn.sampled import reconstruct_samples
 from jqnt.observers import MINMAX, exact_mse, sqnr
 
@@ -41,7 +45,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "AdaRound + bias, from the refitted weight": {"bias": True, "ridge": 0.01},
     "descent alone + bias": {"bias": True, "steps": 0},
 }
-Row = dict[str, Any]
 
 
 def main() -> int:
@@ -64,46 +67,12 @@ def main() -> int:
     return 0 if all(r["holds"] is not False for r in rows) else 1
 
 
-def row(name: str, figure: float, unit: str, bar: float | None = None, detail: str = "") -> Row:
-    """One measured figure; seconds and bytes are to stay below the bar, the rest above it."""
-    below = unit in ("s", "GiB", "%-gap")
-    holds = None if bar is None else figure <= bar if below else figure >= bar
-    sign = "<=" if below else ">="
-    return {
-        "name": name, "figure": float(figure), "unit": unit,
-        "bar": None if bar is None else f"{sign} {bar:g}",
-        "holds": None if holds is None else bool(holds), "detail": detail,
-    }  # fmt: skip
-
-
 def show(r: Row) -> None:
     mark = {True: "holds", False: "FAILS", None: ""}[r["holds"]]
     print(
         f"{r['name']:66} {r['figure']:>9.4g} {r['unit']:6} {r['bar'] or '':9} {mark:6} "
         f"{r['detail']}",
         flush=True,
-    )
-
-
-class Bench(NamedTuple):
-    """A folded network, its data, its judge."""
-
-    graph: jqnt.Graph
-    params: dict[str, Any]
-    batches: list[dict[str, np.ndarray]]
-    top1: Callable[..., float]
-
-
-def bench(data: Path, stem: str, images: Images, size: int) -> Bench:
-    graph, params, _ = jqnt.import_onnx(model_path(data, stem))
-    graph, params = jqnt.fold_bn(*jqnt.cleanup(graph, params))
-    judge = jqnt.evaluator(jqnt.metric_named("top1"), images.evaluation(size), graph.inputs)
-    run = jqnt.session(graph, params)
-    return Bench(
-        graph,
-        params,
-        images.calibration(size),
-        lambda params, qparams: judge(lambda x: run(params, qparams, x)),
     )
 
 
@@ -123,7 +92,9 @@ def layerwise(
         theta = jqnt.calibrate(
             apply, b.params, plan, b.batches, observer=sqnr(), weight_observer=observer
         )
-        yield row(f"{name}: nearest, {label} scales", b.top1(b.params, jqnt.bind(theta, plan)), "%")
+        yield row(
+            f"{name}: nearest, {label} scales", b.score(b.params, jqnt.bind(theta, plan)), "%"
+        )
     for method in methods:
         settings = dict(METHODS[method])
         bias = settings.pop("bias", False)
@@ -133,14 +104,14 @@ def layerwise(
             b.graph, b.params, theta, plan, b.batches, solve, bias=bias, key=KEYS[0]
         )
         seconds = time.perf_counter() - start
-        top = b.top1(found.params, jqnt.bind(found.theta, plan))
+        top = b.score(found.params, jqnt.bind(found.theta, plan))
         yield row(f"{name}: {method}", top, "%", bars.get(method))
         yield row(f"{name}: {method}, {len(found.layers)} layers", seconds, "s", limit_s)
 
 
 def resnet20(data: Path) -> Iterator[Row]:
     b = bench(data, "cifar10_resnet20", cifar10(data), 100)
-    yield row("cifar10_resnet20: float", b.top1(b.params, {}), "%")
+    yield row("cifar10_resnet20: float", b.score(b.params, {}), "%")
     yield from layerwise(b, "cifar10_resnet20", 4, {"AdaRound": 79.0, "AdaRound + bias": 79.6}, 30)
     yield from layerwise(b, "cifar10_resnet20", 3, {"AdaRound + bias": 77.5}, 30)
     yield from layerwise(b, "cifar10_resnet20", 2, {}, 30)
@@ -165,7 +136,7 @@ def resnet20_blocks(data: Path) -> Iterator[Row]:
                 b.graph, first.params, first.theta, plan, b.batches, b.params, drop=drop, key=key
             )
             seconds.append(time.perf_counter() - start)
-            tops.append(b.top1(first.params, jqnt.bind(found.theta, plan)))
+            tops.append(b.score(first.params, jqnt.bind(found.theta, plan)))
         error = statistics.stdev(tops) / len(tops) ** 0.5
         name = f"cifar10_resnet20 W2A8: {label}"
         yield row(name, statistics.mean(tops), "%", 60.0, f"standard error {error:.2f}, 3 keys")
@@ -174,24 +145,145 @@ def resnet20_blocks(data: Path) -> Iterator[Row]:
 
 def mobilenetv2(data: Path) -> Iterator[Row]:
     b = bench(data, "imagenet_mobilenetv2_10", imagenet(data, "unit"), 20)
-    yield row("imagenet_mobilenetv2_10: float", b.top1(b.params, {}), "%")
+    yield row("imagenet_mobilenetv2_10: float", b.score(b.params, {}), "%")
     bars = {"AdaRound": 75.0, "AdaRound + bias": 82.0}
     yield from layerwise(b, "imagenet_mobilenetv2_10", 4, bars, 240, tuple(bars))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    yield row("peak memory of this process", peak, "GiB", 4.0)
+    yield row("peak memory of this process", peak_gib(), "GiB", 4.0)
 
 
 def mobilenetv1(data: Path) -> Iterator[Row]:
     b = bench(data, "imagenet_mobilenetv1_025", imagenet(data, "standard"), 20)
-    yield row("imagenet_mobilenetv1_025: float", b.top1(b.params, {}), "%")
+    yield row("imagenet_mobilenetv1_025: float", b.score(b.params, {}), "%")
     bars = {"AdaRound + bias": 45.0}
     yield from layerwise(b, "imagenet_mobilenetv1_025", 4, bars, None)
 
 
 def digits_skew(data: Path) -> Iterator[Row]:
     b = bench(data, "digits_mbv2_skew_bn", digits(data), 64)
-    yield row("digits_mbv2_skew_bn: float", b.top1(b.params, {}), "%")
+    yield row("digits_mbv2_skew_bn: float", b.score(b.params, {}), "%")
     yield from layerwise(b, "digits_mbv2_skew_bn", 4, {"AdaRound + bias": 97.0}, None)
+
+
+def minilm(data: Path) -> Iterator[Row]:
+    """The 36 linear layers of MiniLM: time, memory, and the rank correlation on STS-B."""
+    b = sentences(data)
+    yield row("minilm_l6_stsb: float", b.score(b.params, {}), "%")
+    for weights, activations, method, bar, limit in (
+        ("int4", "uint8", "adaround", None, 360.0),
+        ("int3", "float32", "nearest", None, None),
+        ("int3", "float32", "gptq", None, None),
+        ("int3", "float32", "adaround", 80.5, None),
+        ("int3", "uint8", "adaround-bias", None, None),
+    ):
+        plan = jqnt.plan(b.graph, jqnt.scheme(weights, activations))
+        theta = calibrated(b, plan)
+        start = time.perf_counter()
+        found = round_weights(b.graph, b.params, theta, plan, b.batches, method, key=KEYS[0])
+        seconds = time.perf_counter() - start
+        name = f"minilm_l6_stsb {weights} {activations}: {ROUNDINGS[method].title}"
+        yield row(name, b.score(found.params, jqnt.bind(found.theta, plan)), "%", bar)
+        if method != "nearest":
+            yield row(f"{name}, 36 layers", seconds, "s", limit)
+    yield row("peak memory of this process", peak_gib(), "GiB", 4.0)
+
+
+def order(data: Path) -> Iterator[Row]:
+    """Every way of rounding by its name, with its defaults, below 4 bits."""
+    for stem, images, size in (
+        ("digits_mbv2_skew_bn", digits(data), 64),
+        ("cifar10_resnet20", cifar10(data), 100),
+    ):
+        b = bench(data, stem, images, size)
+        for bits in (3, 2):
+            plan = jqnt.plan(b.graph, jqnt.scheme(f"int{bits}", "uint8"))
+            theta = calibrated(b, plan)
+            for name, rounding in ROUNDINGS.items():
+                start = time.perf_counter()
+                found = round_weights(b.graph, b.params, theta, plan, b.batches, name, key=KEYS[0])
+                spent = time.perf_counter() - start
+                top = b.score(found.params, jqnt.bind(found.theta, plan))
+                yield row(f"{stem} W{bits}A8: {rounding.title}", top, "%", None, f"{spent:.0f} s")
+
+
+def mixed(data: Path) -> Iterator[Row]:
+    """A plan of FP16, W8 and W4 layers: learned under it, against learned at W4 and changed then.
+
+    The first and last layer are FP16, depthwise ones W8A8, all others W4A8. The detour learns
+    everything at W4A8; then some layers get other formats, with the weights that it left, or with
+    the float ones put back. Activations have the same ranges in all.
+    """
+    b = bench(data, "imagenet_mobilenetv2_10", imagenet(data, "unit"), 20)
+    weighted = [n for n in b.graph.nodes if n.op in ("Conv", "Gemm")]
+    ends, deep = (weighted[0], weighted[-1]), [n for n in weighted if n.attrs.get("group", 1) > 1]
+    rules = (
+        *(jqnt.Rule(name=n.name, role="weight", format="float16") for n in ends),
+        *(jqnt.Rule(name=n.inputs[0], role="activation", format="float16") for n in ends),
+        *(jqnt.Rule(name=n.name, role="weight", format="int8") for n in deep),
+        *jqnt.scheme("int4", "uint8"),
+    )
+    plan = jqnt.plan(b.graph, rules)
+    uniform = jqnt.plan(b.graph, jqnt.scheme("int4", "uint8"))
+    theta = calibrated(b, plan)
+    counts = f"{len(ends)} FP16, {len(deep)} W8, {len(weighted) - len(deep) - 2} W4"
+    name = "imagenet_mobilenetv2_10, mixed"
+    yield row(f"{name}: nearest", b.score(b.params, jqnt.bind(theta, plan)), "%", None, counts)
+    first = calibrated(b, uniform)
+    four = {n.inputs[1] for n in weighted} - {n.inputs[1] for n in (*ends, *deep)}
+    solve = functools.partial(reconstruct, method=learn_rounding, bias=True, key=KEYS[0])
+    found = solve(b.graph, b.params, theta, plan, b.batches)
+    ours = b.score(found.params, jqnt.bind(found.theta, plan))
+    before = solve(b.graph, b.params, first, uniform, b.batches)
+    frozen, _ = jqnt.freeze(b.graph, before.params, jqnt.bind(before.theta, uniform))
+    kept = {**theta, **{w: before.theta[w] for w in four}}
+    put_back = jqnt.bind(kept, plan)
+    left = jqnt.bind({**kept, **{w: first[w] for w in four}}, plan)
+    detours = {
+        "weights as they were left": b.score(frozen, left),
+        "float weights put back": b.score(before.params, put_back),
+    }
+    for how, top in detours.items():
+        yield row(f"{name}: AdaRound + bias, then formats changed, {how}", top, "%")
+    bar = max(detours.values())
+    yield row(f"{name}: AdaRound + bias under the plan", ours, "%", bar, counts)
+
+
+def equalization(data: Path) -> Iterator[Row]:
+    """What it moves in the float output of every CNN, and what it restores."""
+    rng = np.random.default_rng(0)
+    for stem in FLOAT_CNNS:
+        graph, params = folded(data, stem)
+        even, moved = jqnt.equalize(graph, params)
+        (name,) = graph.inputs
+        dims = graph.info[name].shape
+        batch = dims[0] if isinstance(dims[0], int) else 4
+        x = {name: rng.normal(size=(batch, *dims[1:])).astype(np.float32)}
+        before, after = (jqnt.session(g, p)(p, {}, x) for g, p in ((graph, params), (even, moved)))
+        worst = max(
+            float(jnp.abs(after[o] - before[o]).max() / jnp.abs(before[o]).max()) for o in before
+        )
+        yield row(f"{stem}: equalization moves the output by", worst, "relative", 1e-5)
+    tops = {}
+    for stem, even in (("digits_mbv2_bn", False), ("digits_mbv2_skew_bn", False),
+                       ("digits_mbv2_skew_bn", True)):  # fmt: skip
+        b = bench(data, stem, digits(data), 64, even=even)
+        plan = jqnt.plan(b.graph, jqnt.scheme("int8", "uint8", per_channel=False))
+        theta = jqnt.calibrate(jqnt.lower(b.graph), b.params, plan, b.batches, observer=sqnr())
+        tops[stem, even] = b.score(b.params, jqnt.bind(theta, plan))
+        label = f"{stem} W8A8 per tensor{', equalized' * even}"
+        yield row(label, tops[stem, even], "%")
+    lost = tops["digits_mbv2_bn", False] - tops["digits_mbv2_skew_bn", True]
+    yield row("digits_mbv2_skew_bn, equalized: below digits_mbv2_bn by", lost, "points", 0.3)
+
+
+def calibrated(b: Bench, plan: jqnt.Plan) -> dict[str, Any]:
+    return jqnt.calibrate(
+        jqnt.lower(b.graph), b.params, plan, b.batches, observer=sqnr(),
+        weight_observer=exact_mse(),
+    )  # fmt: skip
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def exact(data: Path) -> Iterator[Row]:
@@ -236,12 +328,17 @@ def exact(data: Path) -> Iterator[Row]:
 
 
 TABLES: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "race": race,
     "resnet20": resnet20,
     "resnet20_blocks": resnet20_blocks,
     "mobilenetv2": mobilenetv2,
     "mobilenetv1": mobilenetv1,
+    "minilm": minilm,
     "digits": digits_skew,
+    "order": order,
+    "mixed": mixed,
     "exact": exact,
+    "equalization": equalization,
 }
 
 if __name__ == "__main__":

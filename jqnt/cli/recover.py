@@ -52,6 +52,13 @@ def recover(
             show_default=False,
         ),
     ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="staircase; or amct, Huawei AMCT's loop: more batches, the worst layers left out "
+            "one by one, other ranges and rounding, QAT"
+        ),
+    ] = "staircase",
     run_all: Annotated[
         bool, typer.Option("--all", help="run every step, whether or not an earlier one is enough")
     ] = False,
@@ -61,7 +68,10 @@ def recover(
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path("out"),
     json: AsJson = False,
 ) -> None:
-    """FP32, FP16, W8A8, equalization, AdaRound, mixed precision, QAT: stop when good enough."""
+    """FP32, FP16, W8A8, equalization, AdaRound, mixed precision, QAT: stop when good enough.
+
+    --strategy amct takes other steps, on calibration data in batches of --batch-size.
+    """
     check_out(out)
     chosen_device, chosen_metric = load_device(device), metric_of(metric)
     load_target(target)
@@ -76,6 +86,7 @@ def recover(
         "metric": metric,
         "target": target,
         "rules": None if rules is None else str(rules),
+        "strategy": strategy,
         "all": run_all,
         "batch_size": batch_size,
     }
@@ -89,6 +100,7 @@ def recover(
             max_drop=max_drop,
             max_latency_s=None if max_latency_ms is None else max_latency_ms / 1e3,
             run_all=run_all,
+            strategy=strategy,
             target=target,
             rules=rules_of(rules, None, None, None),
             progress=show,
