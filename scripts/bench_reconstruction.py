@@ -30,6 +30,7 @@ from reconstruction_race import race
 
 import jqnt
 from jqnt.graph.ir import Node
+from jqnt.learn.best_scale import learn_scale_and_rounding
 from jqnt.learn.gram import accumulate, zero_moments
 from jqnt.learn.layer import layer_of
 from jqnt.learn.reconstruct import reconstruct
@@ -44,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "AdaRound + bias": {"bias": True},
     "AdaRound + bias, from the refitted weight": {"bias": True, "ridge": 0.01},
     "descent alone + bias": {"bias": True, "steps": 0},
+    "AdaRound + bias + scales": {"bias": True, "solve": learn_scale_and_rounding},
 }
 
 
@@ -98,7 +100,7 @@ def layerwise(
     for method in methods:
         settings = dict(METHODS[method])
         bias = settings.pop("bias", False)
-        solve = functools.partial(learn_rounding, **settings)
+        solve = functools.partial(settings.pop("solve", learn_rounding), **settings)
         start = time.perf_counter()
         found = reconstruct(
             b.graph, b.params, theta, plan, b.batches, solve, bias=bias, key=KEYS[0]
@@ -154,7 +156,7 @@ def mobilenetv2(data: Path) -> Iterator[Row]:
 def mobilenetv1(data: Path) -> Iterator[Row]:
     b = bench(data, "imagenet_mobilenetv1_025", imagenet(data, "standard"), 20)
     yield row("imagenet_mobilenetv1_025: float", b.score(b.params, {}), "%")
-    bars = {"AdaRound + bias": 45.0}
+    bars = {"AdaRound + bias + scales": 45.0}
     yield from layerwise(b, "imagenet_mobilenetv1_025", 4, bars, None)
 
 

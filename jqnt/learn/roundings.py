@@ -10,9 +10,11 @@ from jaxtyping import PRNGKeyArray
 
 from jqnt.errors import ConfigError, nearest
 from jqnt.graph.ir import Graph
+from jqnt.learn.best_scale import learn_scale_and_rounding
 from jqnt.learn.fit import Progress
 from jqnt.learn.gptq import gptq
 from jqnt.learn.journal import Journal, fingerprint
+from jqnt.learn.netwise import netwise
 from jqnt.learn.output_error import least_output_error
 from jqnt.learn.reconstruct import Method, reconstruct
 from jqnt.learn.rounding import learn_rounding
@@ -126,15 +128,29 @@ def _adaround(job: Job) -> Method:
     return functools.partial(learn_rounding, steps=job.steps)
 
 
-def _blocks(drop: float, job: Job, journals: Any) -> RoundedNetwork:
+def _with_scales(job: Job) -> Method:
+    return functools.partial(learn_scale_and_rounding, steps=job.steps)
+
+
+def _blocks(drop: float, fisher: bool, job: Job, journals: Any) -> RoundedNetwork:
     """Blocks start from what layers found."""
     first = _layers(_adaround, True, job, journals)
     found = reconstruct_samples(
         job.graph, first.params, first.theta, job.plan, job.batches, job.params, drop=drop,
-        steps=job.steps, journal=journals("blocks"), progress=job.progress,
+        fisher=fisher, steps=job.steps, journal=journals("blocks"), progress=job.progress,
         key=job.key,
     )  # fmt: skip
     return RoundedNetwork(first.params, found.theta)
+
+
+def _netwise(job: Job, journals: Any) -> RoundedNetwork:
+    """The whole network starts from what layers found."""
+    first = _layers(_with_scales, True, job, journals)
+    theta = netwise(
+        job.graph, first.params, first.theta, job.plan, job.batches, job.params,
+        steps=job.steps, progress=job.progress, key=job.key,
+    )  # fmt: skip
+    return RoundedNetwork(first.params, theta)
 
 
 ROUNDINGS: dict[str, Rounding] = {
@@ -158,7 +174,11 @@ ROUNDINGS: dict[str, Rounding] = {
     ),
     "adaround": Rounding("AdaRound", functools.partial(_layers, _adaround, False)),
     "adaround-bias": Rounding("AdaRound with biases", functools.partial(_layers, _adaround, True)),
-    "brecq": Rounding("BRECQ", functools.partial(_blocks, 0.0)),
-    "qdrop": Rounding("QDrop", functools.partial(_blocks, 0.5)),
+    "adaround-scales": Rounding(
+        "AdaRound with biases and scales", functools.partial(_layers, _with_scales, True)
+    ),
+    "brecq": Rounding("BRECQ", functools.partial(_blocks, 0.0, True)),
+    "qdrop": Rounding("QDrop", functools.partial(_blocks, 0.5, False)),
+    "netwise": Rounding("the network at once", _netwise),
 }
-"""Layer by layer, but for the last two: block by block."""
+"""Layer by layer, but for the last three: block by block, and all at once."""

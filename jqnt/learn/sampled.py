@@ -1,6 +1,7 @@
 """Reconstruction from samples, with what follows a layer inside: AdaRound, BRECQ, QDrop."""
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from jqnt.graph.shapes import infer_shapes
 from jqnt.learn import walk
 from jqnt.learn.blocks import Span, blocks_of, layers_of
 from jqnt.learn.fit import Progress, fit
+from jqnt.learn.importance import importance
 from jqnt.learn.journal import Entry, Journal
 from jqnt.learn.piece import Piece, compiled, piece_of
 from jqnt.learn.reads import reads
@@ -40,8 +42,8 @@ CHUNK = 50
 
 @dataclass(frozen=True)
 class SpanError:
-    """Of one piece: the mean squared error of its output over the power of the float output,
-    on all calibration samples, with hard rounding, before and after."""
+    """Of one piece: the mean squared error of its output over the power of the float output, both
+    weighted as in the loss, on all calibration samples, with hard rounding, before and after."""
 
     weights: tuple[str, ...]
     end: str
@@ -67,6 +69,7 @@ def reconstruct_samples(
     unit: Literal["layer", "block"] = "block",
     drop: float = 0.5,
     scales: bool = True,
+    fisher: bool = False,
     steps: int = 1000,
     journal: Journal | None = None,
     progress: Progress | None = None,
@@ -78,10 +81,12 @@ def reconstruct_samples(
     E ||f(x) - f~(x~)||^2 + AdaRound's regularizer, on random batches of 32: f is a layer with
     its activation function ("layer": AdaRound, Nagel et al. 2020, eq. 25) or a residual block
     ("block": BRECQ, Li et al. 2021). With probability `drop` an element of the input, and of
-    each activation inside, is the float one (QDrop, Wei et al. 2022, eq. 9-11). The float network
-    has the params `teacher`. Where `theta` has learned rounding already, training starts from it.
-    With a `journal` what was found before an interruption is not computed again. A piece that ends
-    worse than it began, on all samples with hard rounding, stays as it was.
+    each activation inside, is the float one (QDrop, Wei et al. 2022, eq. 9-11). With `fisher` the
+    elements of f(x) count as much as the network's output minds their errors (`importance`), as in
+    BRECQ, and alike without. The float network has the params `teacher`. Where `theta` has learned
+    rounding already, training starts from it. With a `journal` what was found before an
+    interruption is not computed again. A piece that ends worse than it began, on all samples with
+    hard rounding, stays as it was.
 
     Raises what `reconstruct` does.
     """
@@ -93,6 +98,11 @@ def reconstruct_samples(
     shapes = infer_shapes(graph, params, inputs=front.pairs[0].exact)
     found = reads(graph, shapes, weights)
     spans = layers_of(graph, found) if unit == "layer" else blocks_of(graph, found)
+    weighed: dict[str, Any] = {}
+    if fisher:
+        data = batches if isinstance(batches, Iterable) else batches()
+        own = jax.random.fold_in(key, len(spans))  # no piece has this one
+        weighed = importance(graph, exact, data, [span.end for span in spans], key=own)
     errors = []
     for i, span in enumerate(spans):
         networks = walk.Networks(exact, lossy, bind(theta, plan))
@@ -105,7 +115,9 @@ def reconstruct_samples(
             problem = _problem(graph, span, plan, lossy, theta)
             data = _samples(graph, front, span, problem.block, networks)
             own = jax.random.fold_in(key, i)
-            learned, error = _learn(problem, data, drop, scales, steps, own)
+            alike = jnp.ones((1,) * data["target"].ndim)
+            weights = jnp.asarray(weighed.get(span.end, alike))
+            learned, error = _learn(problem, data, weights, drop, scales, steps, own)
             entry = Entry(learned, {}, error)
             if journal is not None:
                 journal.record(i, entry)
@@ -130,7 +142,7 @@ class BlockLoss:
     def __call__(
         self, value: Any, batch: Any, *, step: Any, key: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """norm * mean ||f(x) - f~(x~)||^2 + strength * regularizer (BRECQ, eq. 10)."""
+        """norm * mean <importance, (f(x) - f~(x~))^2> + strength * regularizer (BRECQ, eq. 10)."""
         settings, theta = value["settings"], value["theta"]
         keys = iter(jax.random.split(key, len(self.block.inputs) + len(self.groups)))
         inputs = {
@@ -145,7 +157,7 @@ class BlockLoss:
             soft = isinstance(chosen, SoftRound)
             qparams[tensor] = chosen if soft else Dropped(chosen, settings["drop"], k)
         y = compiled(self.block)(value["params"], qparams, inputs)[self.block.end]
-        error = jnp.sum((y - batch["target"]) ** 2) / y.shape[0]
+        error = jnp.sum(value["importance"] * (y - batch["target"]) ** 2) / y.shape[0]
         progress = step / settings["steps"]
         logits = [q.logit for q in theta.values() if isinstance(q, SoftRound)]
         binary = sum(regularizer(rectified_sigmoid(v), progress) for v in logits)
@@ -211,6 +223,7 @@ def _samples(
 def _learn(
     problem: _Problem,
     data: dict[str, Any],
+    weights: Any,
     drop: float,
     scales: bool,
     steps: int,
@@ -219,7 +232,10 @@ def _learn(
     """What changes in theta, and the relative error before and after."""
     loss = BlockLoss(problem.block, problem.groups)
     settings = {"drop": 0.0, "steps": float(steps), "strength": 0.0, "norm": 1.0}
-    value = {"params": problem.params, "theta": problem.theta, "settings": settings}
+    value = {
+        "params": problem.params, "theta": problem.theta, "settings": settings,
+        "importance": weights,
+    }  # fmt: skip
     before = _error(loss, value, data)
     soft = {w: opened(problem.theta[w], problem.weights[w]) for w in problem.weights}
     count = sum(q.logit.size for q in soft.values())
@@ -245,7 +261,7 @@ def _learn(
     after = _error(loss, {**value, "theta": {**problem.theta, **learned}}, data)
     if not after < before:
         learned, after = {w: kept(problem.theta[w], problem.weights[w]) for w in soft}, before
-    power = float(jnp.sum(data["target"] ** 2)) / len(data["target"])
+    power = float(jnp.sum(weights * data["target"] ** 2)) / len(data["target"])
     power = max(power, float(jnp.finfo(jnp.float32).tiny))
     return {problem.outer[g]: q for g, q in learned.items()}, (before / power, after / power)
 
