@@ -1,6 +1,7 @@
 """AMCT's loop on a network with one layer that hardly bears quantization; the layers' quality."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -60,6 +61,7 @@ def job():
 
 def asked(job, **changes):
     graph, params, batches, device = job
+    batches = batches[: changes.pop("batches", 3)]
     judge = evaluator(
         metric_named("mse"), batches, graph.inputs, reference=lambda x: floats(params, x["x"])
     )
@@ -118,12 +120,12 @@ def test_a_budget_without_room_leaves_every_layer_in(job, whole):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        asked(job, max_latency_s=whole.steps[3].latency_s, progress=progress)
-    assert begun == ["FP32", "defaults", "batch_num 2", "batch_num 3", "+ other ranges"]
+        asked(job, batches=1, max_latency_s=whole.steps[1].latency_s, progress=progress)
+    assert begun == ["FP32", "defaults", "+ other ranges"]
 
 
 def test_it_stops_at_the_first_step_that_is_good_enough(job):
-    found = asked(job, run_all=False, max_drop=1e9)
+    found = asked(job, batches=1, run_all=False, max_drop=1e9)
     assert [step.name for step in found.steps] == ["FP32", "defaults"]
 
 
@@ -137,9 +139,9 @@ def test_the_quality_of_each_layer_by_itself(job):
     for i in range(LAYERS):
         w, b = (np.asarray(params[f"{n}{i}"], np.float64) for n in "wb")
         data = "x" if i == 0 else f"r{i - 1}"
-        seen = np.asarray(qparams[data](x), np.float64)
+        seen = np.asarray(qparams[data](jnp.asarray(x)), np.float64)
         y = x.astype(np.float64) @ w.T + b
-        lossy = seen @ np.asarray(qparams[f"w{i}"](params[f"w{i}"]), np.float64).T + b
+        lossy = seen @ np.asarray(qparams[f"w{i}"](jnp.asarray(params[f"w{i}"])), np.float64).T + b
         cosine = (y * lossy).sum() / np.sqrt((y**2).sum() * (lossy**2).sum())
         assert found[f"fc{i}"].cosine == pytest.approx(cosine, abs=1e-5)
         x = np.maximum(y, 0).astype(np.float32)
