@@ -250,15 +250,24 @@ def mixed(data: Path) -> Iterator[Row]:
 
 
 def equalization(data: Path) -> Iterator[Row]:
-    """What it moves in the float output of every CNN, and what it restores."""
+    """What it moves in the float output of every model, and what it restores."""
     rng = np.random.default_rng(0)
-    for stem in FLOAT_CNNS:
+    for stem in (*FLOAT_CNNS, "minilm_l6_stsb", "silero_vad_16k"):
         graph, params = folded(data, stem)
         even, moved = jqnt.equalize(graph, params)
-        (name,) = graph.inputs
-        dims = graph.info[name].shape
-        batch = dims[0] if isinstance(dims[0], int) else 4
-        x = {name: rng.normal(size=(batch, *dims[1:])).astype(np.float32)}
+        if stem == "minilm_l6_stsb":
+            x = sentences(data).batches[0]
+        elif stem == "silero_vad_16k":
+            x = {
+                "input": rng.normal(size=(4, 576)).astype(np.float32) / 10,
+                "state": np.zeros((2, 4, 128), np.float32),
+                "sr": np.asarray(16000, np.int64),
+            }
+        else:
+            (name,) = graph.inputs
+            dims = graph.info[name].shape
+            batch = dims[0] if isinstance(dims[0], int) else 4
+            x = {name: rng.normal(size=(batch, *dims[1:])).astype(np.float32)}
         before, after = (jqnt.session(g, p)(p, {}, x) for g, p in ((graph, params), (even, moved)))
         worst = max(
             float(jnp.abs(after[o] - before[o]).max() / jnp.abs(before[o]).max()) for o in before
