@@ -80,8 +80,10 @@ def halves(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, ".
 
 @jax.custom_jvp
 def _power_of_two(bits: Float[Array, "..."]) -> Float[Array, "..."]:
-    """2^round(bits): `exp2` is inexact from 13 bits on, `ldexp` never."""
-    return jnp.ldexp(jnp.float32(1), jnp.round(bits).astype(jnp.int32))
+    """2^round(bits) from -126 to 127, by its bits: `exp2` is inexact from 13 bits on, and powers,
+    of which `ldexp` is made, are operations of their own in every program."""
+    exponent = jnp.clip(jnp.round(bits), -126, 127).astype(jnp.int32) + 127
+    return jax.lax.bitcast_convert_type(exponent << 23, jnp.float32)
 
 
 @_power_of_two.defjvp

@@ -38,13 +38,16 @@ class Observer(NamedTuple):
 
     `init(x, granularity) -> state` for tensors like x (an array or a ShapeDtypeStruct),
     `update(state, x, weight=1.0) -> state`, `merge(state, state) -> state`, and
-    `finish(state, format, symmetric) -> quantizer`.
+    `finish(state, format, symmetric) -> quantizer`. Where that is `affine_of_range` of a range,
+    whatever the format, `covers(state) -> (low, high)` gives it, so that the grids of all tensors
+    can be made at once.
     """
 
     init: Callable[..., Any]
     update: Callable[..., Any]
     merge: Callable[[Any, Any], Any]
     finish: Callable[[Any, Format, Symmetry], Affine | Cast | Microscaled]
+    covers: Callable[[Any], tuple[Any, Any]] | None = None
 
 
 Grid = Affine | Cast | Microscaled
@@ -102,7 +105,7 @@ def affine_of_range(
 
 def minmax() -> Observer:
     """The range seen so far, for each scale of the granularity."""
-    return Observer(_no_range, _add_range, _union, _whole_range)
+    return Observer(_no_range, _add_range, _union, _whole_range, _ends)
 
 
 def moving_average(decay: float = 0.9) -> Observer:
@@ -131,7 +134,7 @@ def moving_average(decay: float = 0.9) -> Observer:
             mass=a.mass + b.mass,
         )
 
-    return Observer(_no_range, update, merge, _whole_range)
+    return Observer(_no_range, update, merge, _whole_range, _ends)
 
 
 def deviations(k: float = 3.0) -> Observer:
@@ -305,6 +308,10 @@ def _union(a: Range, b: Range) -> Range:
 
 def _whole_range(state: Range, fmt: Format, symmetric: Symmetry) -> Grid:
     return affine_of_range(state.low, state.high, fmt, symmetric, state.granularity)
+
+
+def _ends(state: Range) -> tuple[Any, Any]:
+    return state.low, state.high
 
 
 def _mixed(share: Array, a: Array, b: Array) -> Array:

@@ -1,5 +1,6 @@
 """Callable pytrees: float tensor -> the same tensor on a grid, differentiable in every leaf."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "SoftRound",
     "Stochastic",
     "affine_of",
+    "alike",
 ]
 
 
@@ -236,22 +238,31 @@ class Select:
     branches: tuple[Any, ...]
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        alike: dict[Any, list[int]] = {}
-        for k, branch in enumerate(self.branches):
-            leaves, structure = jax.tree.flatten(branch)
-            alike.setdefault((structure, *map(jnp.shape, leaves)), []).append(k)
         index = jnp.asarray(self.index)
         kinds = [lambda x: x]
         kind_of = np.zeros(len(self.branches) + 1, np.int32)
-        for kind, members in enumerate(alike.values(), start=1):
-            place = jnp.argmax(index == np.array(members))
-            picked = jax.tree.map(
-                lambda *leaves, place=place: jnp.stack(leaves)[place],
-                *(self.branches[k] for k in members),
-            )
+        for kind, members in enumerate(alike(self.branches), start=1):
+            picked = self.branches[members[0]]
+            if len(members) > 1:
+                place = jnp.argmax(index == np.array(members))
+                picked = jax.tree.map(
+                    lambda *leaves, place=place: jnp.stack(leaves)[place],
+                    *(self.branches[k] for k in members),
+                )
             kinds.append(lambda x, picked=picked: picked(x))
             kind_of[np.array(members) + 1] = kind
+        if (kind_of == np.arange(len(kind_of))).all():
+            return jax.lax.switch(jnp.maximum(index, -1) + 1, kinds, x)
         return jax.lax.switch(jnp.asarray(kind_of)[jnp.maximum(index, -1) + 1], kinds, x)
+
+
+def alike(branches: Sequence[Any]) -> list[list[int]]:
+    """The indices of branches of one structure whose leaves have the same shapes, by kind."""
+    found: dict[Any, list[int]] = {}
+    for k, branch in enumerate(branches):
+        leaves, structure = jax.tree.flatten(branch)
+        found.setdefault((structure, *map(jnp.shape, leaves)), []).append(k)
+    return list(found.values())
 
 
 def affine_of(quantizer: Any) -> Affine | None:

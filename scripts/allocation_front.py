@@ -1,9 +1,12 @@
 """Fronts of real networks: the joint search against greedy, HAWQ's ranking and uniform plans.
 
 Every plan is run with AdaRound'd weights (learned once per layer and width) on the evaluation
-data, and compared sample by sample.
+data, and compared sample by sample. What takes minutes can be kept in a folder, so that a run
+that was cut off goes on from there.
 """
 
+import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from jqnt.choices import with_choices
 from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
+from jqnt.graph.session import session
 from jqnt.learn.baselines import aligned, greedy, ranked, uniform
 from jqnt.learn.calibrate import calibrate
 from jqnt.learn.curvature import hessian_traces
@@ -70,31 +74,77 @@ class Prepared:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of results by name; without one, everything is made anew."""
+
+    folder: Path | None
+
+    def kept(self, name: str, make: Callable[[], Any]) -> tuple[Any, float]:
+        """What `make` gives, and the seconds that it took when it was made."""
+        path = None if self.folder is None else self.folder / f"{name}.pickle"
+        if path is not None and path.is_file():
+            return pickle.loads(path.read_bytes())
+        begin = time.perf_counter()
+        found = jax.device_get(make()), time.perf_counter() - begin
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = path.with_suffix(".part")
+            whole.write_bytes(pickle.dumps(found))
+            whole.rename(path)
+        return found
+
+
 def front_rows(
-    material: Material, devices: Sequence[str], budgets: int = 6, steps: int = 60
+    material: Material,
+    devices: Sequence[str],
+    budgets: int = 6,
+    steps: int = 60,
+    keep: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows: per budget the figures of all plans and the joint search's lead, then the means."""
+    shelf = Shelf(None if keep is None else keep / material.path.stem)
     ready: dict[tuple[Any, ...], Prepared] = {}
     known: dict[tuple[Any, ...], np.ndarray] = {}
     for name in devices:
         device = npu.device(name)
         menu = tuple(m for m in menu_of(device) if "float32" not in m)
         if menu not in ready:
-            ready[menu] = _prepared(material, menu)
-        yield from _device_rows(material, ready[menu], device, menu, budgets, steps, known)
+            ready[menu] = _prepared(material, menu, shelf)
+        yield from _device_rows(material, ready[menu], device, menu, budgets, steps, known, shelf)
 
 
-def _prepared(material: Material, menu: tuple[tuple[str, str], ...]) -> Prepared:
-    begin = time.perf_counter()
+def _prepared(material: Material, menu: tuple[tuple[str, str], ...], shelf: Shelf) -> Prepared:
     graph, params, _ = import_onnx(material.path)
     graph, params = fold_bn(*cleanup(graph, params))
     base = plan(graph, target=material.target)
     open_plan = with_choices(base, graph, menu, target=material.target)
-    apply, batches = lower(graph), list(material.calibration)
-    theta = calibrate(
-        apply, params, open_plan, batches, observer=sqnr(), weight_observer=exact_mse()
+    named = _named(menu)
+    batches = list(material.calibration)
+
+    def rounding() -> Theta:
+        theta = calibrate(
+            session(graph, params), params, open_plan, batches,
+            observer=sqnr(), weight_observer=exact_mse(),
+        )  # fmt: skip
+        return round_choices(graph, params, theta, open_plan, batches, steps=300, key=KEY)
+
+    theta, spent = shelf.kept(f"rounding_{named}", rounding)
+    traces, _ = shelf.kept(
+        f"traces_{named}", lambda: _traces(material, graph, params, base, open_plan)
     )
-    theta = round_choices(graph, params, theta, open_plan, batches, steps=300, key=KEY)
+    return Prepared(graph, params, open_plan, theta, traces, spent)
+
+
+def _named(menu: Sequence[tuple[str, str]]) -> str:
+    return "_".join("".join(pair) for pair in menu)
+
+
+def _traces(
+    material: Material, graph: Graph, params: Params, base: Plan, open_plan: Plan
+) -> dict[str, float]:
+    """HAWQ's score of every weight: the mean eigenvalue of the Hessian."""
+    apply, batches = lower(graph), list(material.calibration)
     weights = [
         t for c in open_plan.choices.values() for t in c.tensors
         if t in params and base.specs[t].role == "weight"
@@ -112,8 +162,7 @@ def _prepared(material: Material, menu: tuple[tuple[str, str], ...]) -> Prepared
         lambda own, batch: loss({**params, **own}, batch), floats, weights, taught,
         tolerance=0.1, most=24, key=KEY,
     )  # fmt: skip
-    scores = {n: trace.value / trace.elements for n, trace in traces.items()}
-    return Prepared(graph, params, open_plan, theta, scores, time.perf_counter() - begin)
+    return {n: float(trace.value) / trace.elements for n, trace in traces.items()}
 
 
 def _device_rows(
@@ -124,6 +173,7 @@ def _device_rows(
     count: int,
     steps: int,
     known: dict[tuple[Any, ...], np.ndarray],
+    shelf: Shelf,
 ) -> Iterator[dict[str, Any]]:
     work = npu.workload(ready.graph, ready.params)
     priced = prices(ready.open_plan, work, device)
@@ -135,12 +185,25 @@ def _device_rows(
         ready.graph, ready.params, ready.open_plan, ready.theta, priced, data,
         divergence=material.divergence, batch_size=min(8, material.search),
     )  # fmt: skip
-    begin = time.perf_counter()
     book = Ledger(problem, problem.params, problem.theta)
-    loss, cost = book.sensitivities(_silent), priced.table[0]
+    named = _named(menu)
+
+    def alone() -> dict[str, np.ndarray]:
+        book.sensitivities(_told)
+        return book.alone
+
+    known_alone, first = shelf.kept(f"alone_{named}", alone)
+    book.alone.update(known_alone)
+    loss, cost = book.sensitivities(_told), priced.table[0]
     limits = _limits(loss, cost, count) + float(priced.constant[0])
-    found = sweep(problem, [[b] for b in limits[::-1]], steps=steps, ledger=book, key=KEY)[::-1]
-    took = time.perf_counter() - begin
+
+    def front() -> list[list[int]]:
+        found = sweep(
+            problem, [[b] for b in limits[::-1]], steps=steps, ledger=book, progress=_told, key=KEY
+        )
+        return [list(one.assignment.values()) for one in found[::-1]]
+
+    found, took = shelf.kept(f"front_{named}_{device.name}", front)
     score = np.array([
         max((ready.traces[t] for t in choice.tensors if t in ready.traces), default=0.0)
         for choice in ready.open_plan.choices.values()
@@ -155,14 +218,14 @@ def _device_rows(
         room = float(limit - priced.constant[0])
         same = uniform(wide_loss, wide_cost, room)
         plans = {
-            "joint": np.array(list(one.assignment.values())),
+            "joint": np.array(one),
             "greedy": greedy(loss, cost, room),
             "HAWQ": ranked(loss, cost, room, score),
             "uniform": place[np.arange(len(loss)), same],
         }
         for kind, chosen in plans.items():
             figures.setdefault(kind, []).append(judge(chosen))
-    yield from _compared(material, label, limits, figures, took + ready.seconds)
+    yield from _compared(material, label, limits, figures, first + took + ready.seconds)
 
 
 def _limits(loss: np.ndarray, cost: np.ndarray, count: int) -> np.ndarray:
@@ -259,8 +322,9 @@ def _cut(batches: Sequence[Batch], count: int) -> list[dict[str, np.ndarray]]:
     return [joined]
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """No progress shown."""
+def _told(what: str, done: int, total: int) -> None:
+    """Progress on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {what} {done} of {total}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- the networks
@@ -316,16 +380,16 @@ def sentences(data: Path, search: int, pairs: int = 400) -> Material:
     )  # fmt: skip
 
 
-def _mobilenet(data: Path) -> Iterator[dict[str, Any]]:
+def _mobilenet(data: Path, keep: Path | None = None) -> Iterator[dict[str, Any]]:
     material = photos(data, "imagenet_mobilenetv2_10", "unit", 16)
-    return front_rows(material, ("snapdragon-8-gen-3", "snapdragon-8-gen-3-guide"))
+    return front_rows(material, ("snapdragon-8-gen-3", "snapdragon-8-gen-3-guide"), keep=keep)
 
 
-def _minilm(data: Path) -> Iterator[dict[str, Any]]:
-    return front_rows(sentences(data, 16), ("snapdragon-8-gen-3",))
+def _minilm(data: Path, keep: Path | None = None) -> Iterator[dict[str, Any]]:
+    return front_rows(sentences(data, 16), ("snapdragon-8-gen-3",), keep=keep)
 
 
-CASES: Mapping[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+CASES: Mapping[str, Callable[[Path, Path | None], Iterator[dict[str, Any]]]] = {
     "mobilenet": _mobilenet,
     "minilm": _minilm,
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from jqnt.formats import Granularity
 from jqnt.graph.ir import Node
+from jqnt.packed import Packed
 from jqnt.quantizers import (
     Affine,
     Cast,
@@ -96,6 +97,9 @@ def last_quantizer(quantizer: Any, rank: int) -> Any | None:
     if isinstance(quantizer, Mixture | Select):
         branches = tuple(last_quantizer(branch, rank) for branch in quantizer.branches)
         return None if any(b is None for b in branches) else replace(quantizer, branches=branches)
+    if isinstance(quantizer, Packed):
+        kinds = tuple(last_quantizer(kind, rank) for kind in quantizer.kinds)
+        return None if any(k is None for k in kinds) else replace(quantizer, kinds=kinds)
     if isinstance(quantizer, Dropped | Half | Stochastic):
         inner = last_quantizer(quantizer.quantizer, rank)
         return None if inner is None else replace(quantizer, quantizer=inner)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jqnt.observers import MINMAX, Grid, Observer, affine_of_range
 from jqnt.plan import Choice, Options, Plan, Spec, Theta, branch_specs
 from jqnt.quantizers import Affine, Cast, Microscaled, SoftRound
 from jqnt.scales import PowersOfTwo
-from jqnt.types import Apply, Params, Quantizer
+from jqnt.types import Apply, Params, Quantizer, Symmetry
 
 __all__ = ["Batches", "calibrate", "checked_batches"]
 
@@ -68,40 +69,102 @@ def calibrate(
     values = {name: params[name] for name in known}
     if weights:
         values |= apply(params, {}, {}, want=sorted(weights))
-    states: dict[str, tuple[Any, ...]] = {}
-    for name, value in values.items():
-        chosen = observer if wanted[name][0].role == "activation" else weight_observer
-        states[name] = _observed(chosen, value, wanted[name])
 
-    def quantizer(name: str, spec: Spec) -> Quantizer:
-        if name in kept:
-            return kept[name]
+    def chosen_for(spec: Spec) -> Observer:
+        return observer if spec.role == "activation" else weight_observer
+
+    @jax.jit
+    def observed(values: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        return {
+            name: _observed(chosen_for(wanted[name][0]), value, wanted[name])
+            for name, value in values.items()
+        }
+
+    states: dict[str, tuple[Any, ...]] = observed(values) if values else {}
+
+    def state_of(name: str, spec: Spec) -> Any:
+        return states[name][_granularities(wanted[name]).index(_observed_as(spec))]
+
+    def range_of(name: str, spec: Spec) -> tuple[Any, Any] | None:
+        """What the grid covers, if that is all that it depends on."""
         if spec.limits is not None or not _ranged(spec.format):
-            low, high = (jnp.float32(limit) for limit in spec.limits or (0, 0))
-            return _shaped(affine_of_range(low, high, spec.format, spec.symmetric), spec)
-        chosen = weight_observer if spec.role != "activation" else observer
-        state = states[name][_granularities(wanted[name]).index(_observed_as(spec))]
-        found = chosen.finish(state, spec.format, spec.symmetric)
-        if found.scale is not None and not bool(jnp.isfinite(found.scale).all()):
-            raise DataError(f"tensor {name!r} holds NaN or infinity on these data")
-        return _shaped(found, spec)
+            return spec.limits or (0, 0)
+        covers = chosen_for(spec).covers
+        return None if covers is None else covers(state_of(name, spec))
+
+    def finished(names: Iterable[str]) -> dict[tuple[str, Spec], Quantizer]:
+        """The quantizers of these tensors, those that cover a range made together."""
+        ranges: dict[tuple[str, Spec], tuple[Any, Any]] = {}
+        found: dict[tuple[str, Spec], Grid] = {}
+        for name, spec in ((n, spec) for n in names for spec in wanted[n]):
+            ends = range_of(name, spec)
+            if ends is not None:
+                ranges[name, spec] = ends
+                continue
+            state = state_of(name, spec)
+            found[name, spec] = chosen_for(spec).finish(state, spec.format, spec.symmetric)
+        found |= _covering(ranges)
+        for (name, _), own in found.items():
+            if own.scale is not None and not np.isfinite(np.asarray(own.scale)).all():
+                raise DataError(f"tensor {name!r} holds NaN or infinity on these data")
+        return {(name, spec): _shaped(own, spec) for (name, spec), own in found.items()}
 
     chosen = {tensor for choice in plan.choices.values() for tensor in choice.tensors}
+    seen = {n: s for n, s in wanted.items() if n not in values and _needs_range(s)}
+    made = finished(name for name in wanted if name not in seen)
+
+    def quantizer(name: str, spec: Spec) -> Quantizer:
+        return kept[name] if name in kept else made[name, spec]
+
     rounded = {
-        name: kept[name] if name in kept else quantizer(name, spec)
+        name: quantizer(name, spec)
         for name, spec in plan.specs.items()
         if quantized_weights and spec.role == "weight" and name not in chosen
     }
-    seen = {n: s for n, s in wanted.items() if n not in values and _needs_range(s)}
     weighted = _weighted(batches, importance)
     states |= _observe(apply, (params, rounded), plan, seen, weighted, observer)
+    made |= finished(seen)
     theta: Theta = {n: quantizer(n, s) for n, s in plan.specs.items() if n not in chosen}
     for name, choice in plan.choices.items():
         theta[name] = Options(
-            logit=jnp.zeros(len(choice.options), jnp.float32),
+            logit=jax.device_put(np.zeros(len(choice.options), np.float32)),
             branches={t: _branches(choice, t, quantizer) for t in choice.tensors},
         )
     return theta
+
+
+def _covering(ranges: Mapping[tuple[str, Spec], tuple[Any, Any]]) -> dict[tuple[str, Spec], Grid]:
+    """The grids that cover ranges, those of one format by one operation on all their ends."""
+    alike: dict[Any, list[tuple[str, Spec]]] = {}
+    found: dict[tuple[str, Spec], Grid] = {}
+    for key, (low, high) in ranges.items():
+        spec = key[1]
+        fmt, granularity = spec.format, _observed_as(spec) if spec.limits is None else PER_TENSOR
+        if isinstance(fmt, Microscaling) or not _ranged(fmt):
+            low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
+            found[key] = affine_of_range(low, high, fmt, spec.symmetric, granularity)
+        else:
+            alike.setdefault((fmt, spec.symmetric), []).append(key)
+    for (fmt, symmetric), keys in alike.items():
+        ends = [[np.asarray(end, np.float32) for end in ranges[key]] for key in keys]
+        low, high = (np.concatenate([own[i].ravel() for own in ends]) for i in range(2))
+        grid = jax.device_get(_grids(low, high, fmt=fmt, symmetric=symmetric))
+        at = 0
+        for key, (first, _) in zip(keys, ends, strict=True):
+            part = slice(at, at + first.size)
+            at += first.size
+
+            def own(leaf: Any, part: slice = part, shape: Any = first.shape) -> Any:
+                return leaf if np.ndim(leaf) == 0 else leaf[part].reshape(shape)
+
+            granularity = PER_TENSOR if key[1].limits is not None else _observed_as(key[1])
+            found[key] = replace(jax.tree.map(own, grid), granularity=granularity)
+    return dict(zip(found, jax.device_put(list(found.values())), strict=True))
+
+
+@partial(jax.jit, static_argnames=("fmt", "symmetric"))
+def _grids(low: Any, high: Any, *, fmt: Format, symmetric: Symmetry) -> Grid:
+    return affine_of_range(low, high, fmt, symmetric)
 
 
 def _weighted(

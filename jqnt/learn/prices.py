@@ -11,7 +11,7 @@ from jqnt.learn.milp import Coupling
 from jqnt.npu.assignment import group_pair
 from jqnt.npu.conversions import conversions
 from jqnt.npu.devices import Device
-from jqnt.npu.tables import tables
+from jqnt.npu.tables import costs
 from jqnt.npu.workload import Workload
 from jqnt.plan import Plan
 
@@ -118,22 +118,23 @@ def prices(
                 f"{device.name} has no figures of energy, so it cannot be a budget; add an "
                 f"[energy_j] table to a copy of its profile, or take another budget"
             )
-    table = tables(workload, device)
-    costs = np.stack([np.asarray(getattr(table, kind), np.float64) for kind in kinds])
+    table, constant_s = (
+        np.asarray(x, np.float64) for x in costs(workload, device, kinds=tuple(kinds))
+    )
     formats = _formats(plan, {name: spec.format for name, spec in plan.specs.items()})
     width = max(len(choice.options) for choice in plan.choices.values())
     found = np.full((len(kinds), len(plan.choices), width), np.inf)
-    constant = np.array([float(table.constant_s) if k == "latency_s" else 0.0 for k in kinds])
+    constant = np.array([float(constant_s) if k == "latency_s" else 0.0 for k in kinds])
     for row, choice in enumerate(plan.choices.values()):
         found[:, row, : len(choice.options)] = 0
     runs = [_runs(plan, workload, group, formats, device) for group in range(len(workload.groups))]
     for group, (row, columns) in enumerate(runs):
         if row < 0:
-            constant += costs[:, group, columns[0]]
+            constant += table[:, group, columns[0]]
             continue
         for k, column in enumerate(columns):
             # the device has no such pair: this option is illegal
-            found[:, row, k] += costs[:, group, column] if column >= 0 else np.inf
+            found[:, row, k] += table[:, group, column] if column >= 0 else np.inf
     couplings = ()
     if converting and "latency_s" in kinds:
         kind = list(kinds).index("latency_s")

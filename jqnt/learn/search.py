@@ -18,7 +18,7 @@ from jqnt.learn.ledger import Ledger, Report
 from jqnt.learn.milp import allocate_milp
 from jqnt.learn.polish import neighbours
 from jqnt.learn.prices import Prices
-from jqnt.learn.relaxation import widths_of, with_bits
+from jqnt.learn.relaxation import first_bits, widths_of, with_bits
 from jqnt.learn.source import Draw
 from jqnt.learn.space import Space, choice_logits
 from jqnt.learn.together import hardened, rates
@@ -100,6 +100,9 @@ def _relaxed(
     key: PRNGKeyArray,
 ) -> dict[str, Any]:
     """The trained value of `space.loss`."""
+    if not steps and start is None:
+        bits = first_bits(space.relaxation, space.plan)
+        return {"params": dict(space.params), "theta": dict(space.theta), "bits": bits}
     value = space.value(room, max(steps, 1))
     if start is not None and value["bits"]:
         value["bits"] = {name: jnp.asarray(start[name]) for name in value["bits"]}

@@ -51,17 +51,18 @@ class Segments:
         inputs: Mapping[str, Any],
         known: Sequence[Any],
         start: Int[Array, ""],
-    ) -> dict[str, Any]:
-        """The outputs, computed from segment `start` on (traced); before it `known` holds, which
-        is what `run` gave with quantizers that do not differ there."""
-        value: Any = inputs
+    ) -> tuple[Any, ...]:
+        """What `run` gives, computed from segment `start` on (traced); before it `known` holds,
+        the values at the cuts with quantizers that do not differ there."""
+        values: list[Any] = [inputs]
         for s in range(len(self.applies) - 1):
 
             def onward(value: Any, s: int = s) -> Any:
                 return self._step(s, params, qparams, value)
 
-            value = jax.lax.cond(start <= s, onward, lambda _, s=s: known[s], value)
-        return self._step(len(self.applies) - 1, params, qparams, value)
+            values.append(jax.lax.cond(start <= s, onward, lambda _, s=s: known[s], values[-1]))
+        outputs = self._step(len(self.applies) - 1, params, qparams, values[-1])
+        return (*values[1:], outputs)
 
     def _step(self, s: int, params: Params, qparams: QParams, value: Any) -> Any:
         """A cut is quantized where it is read, so that its raw value can be kept."""

@@ -12,10 +12,11 @@ import numpy as np
 from jqnt.errors import ConfigError, DataError
 from jqnt.graph.ir import Graph
 from jqnt.learn.divergence import Divergence, output_mse
+from jqnt.learn.menu import menu, quantizers
 from jqnt.learn.segments import Segments, segment
 from jqnt.plan import Options, Plan, Theta, bind, branch_specs
 from jqnt.quantizers import Select
-from jqnt.types import Params, QParams
+from jqnt.types import Params, QParams, Quantizer
 
 __all__ = ["FLOAT", "Progress", "Trial", "trial"]
 
@@ -26,6 +27,7 @@ Progress = Callable[[int, int], Any]
 """`progress(done, total)` between chunks of candidates."""
 
 _CHUNK = 64
+_KEPT = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,43 +97,64 @@ class Trial:
         `candidates` is int [candidates, tensors], `base` int [tensors]: the network is run once
         for the base, and for a candidate from where it differs. `batches` have targets.
         """
-        params, theta, base = jax.tree.map(jnp.asarray, (dict(params), dict(theta), base))
-        candidates = np.asarray(candidates, np.int32).reshape(-1, len(self.tensors))
-        differs = candidates != np.asarray(base)
         last = len(self.segments.cuts)
-        starts = np.where(differs, self.starts, last).min(1, initial=last)
-        total, weight, done = np.zeros(len(candidates)), 0, 0
+        candidates = np.asarray(candidates, np.int32).reshape(-1, len(self.tensors))
+        starts = np.where(candidates != base, self.starts, last).min(1, initial=last)
+        # the base comes first, and from before the first segment on: what it gives is kept
+        rows = np.concatenate([np.asarray(base, np.int32)[None], candidates])
+        starts = np.concatenate([[_KEPT], starts]).astype(np.int32)
+        options = menu({t: own for n in self.plan.choices for t, own in theta[n].branches.items()})
+        fixed = {name: q for name, q in theta.items() if not isinstance(q, Options)}
+        params, fixed, kinds = jax.device_put((dict(params), fixed, options.kinds))
+        total, weight, done = np.zeros(len(rows)), 0, 0
+        unknown: dict[int, tuple[Any, ...]] = {}
         for batch in batches:
-            arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+            arrays = jax.device_put(dict(batch))
             size = len(next(iter(batch.values())))
-            weight += size
-            for at in range(0, len(candidates), _CHUNK):
-                rows = candidates[at : at + _CHUNK]
-                padded = np.pad(rows, ((0, _CHUNK - len(rows)), (0, 0)))
-                begin = np.pad(starts[at : at + _CHUNK], (0, _CHUNK - len(rows)))
-                found = self.program(params, theta, base, padded, begin, len(rows), arrays)
-                total[at : at + len(rows)] += size * np.asarray(found, np.float64)[: len(rows)]
-                done += len(rows)
+            if size not in unknown:
+                unknown[size] = self._unknown(params, arrays)
+            known, weight = unknown[size], weight + size
+            for at in range(0, len(rows), _CHUNK):
+                count = len(rows[at : at + _CHUNK])
+                chunk = np.pad(rows[at : at + _CHUNK], ((0, _CHUNK - count), (0, 0)))
+                begin = np.pad(starts[at : at + _CHUNK], (0, _CHUNK - count))
+                found, known = self.program(
+                    params, fixed, kinds, options.rows(chunk), begin, count, known, arrays
+                )
+                total[at : at + count] += size * np.asarray(found, np.float64)[:count]
+                done += count
                 if progress is not None:
-                    progress(done, len(candidates) * len(batches))
+                    progress(done, len(rows) * len(batches))
         if not weight:
             raise DataError("no batches to evaluate on; at least one is needed")
-        return total / weight
+        return total[1:] / weight
+
+    def _unknown(self, params: Params, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Zeros in place of the values at the cuts."""
+        inputs = {name: batch[name] for name in self.segments.graph.inputs}
+        *cuts, _ = jax.eval_shape(lambda p, x: self.segments.run(p, {}, x), params, inputs)
+        return jax.device_put(tuple(np.zeros(cut.shape, cut.dtype) for cut in cuts))
 
     @cached_property
     def program(self) -> Callable[..., Any]:
-        """The compiled losses of up to 64 candidates on one batch."""
+        """The compiled losses of up to 64 candidates on one batch, and the values at the cuts
+        under the last of them that starts before the first segment (else what was known).
 
-        def trial_losses(params, theta, base, candidates, starts, count, batch):
+        The network is in it once: the base is a candidate like others.
+        """
+
+        def trial_losses(params, fixed, kinds, rows, starts, count, known, batch):
             inputs = {name: batch[name] for name in self.segments.graph.inputs}
-            known = self.segments.run(params, self.select(theta, base), inputs)
 
-            def step(i, losses):
-                qparams = self.select(theta, candidates[i])
-                outputs = self.segments.resume(params, qparams, inputs, known, starts[i])
-                return losses.at[i].set(self.divergence(outputs, batch))
+            def step(i, carry):
+                losses, known = carry
+                row = jax.tree.map(lambda values: values[i], rows)
+                qparams = self._bound(fixed, quantizers(kinds, row))
+                *cuts, outputs = self.segments.resume(params, qparams, inputs, known, starts[i])
+                known = jax.lax.cond(starts[i] < 0, lambda: tuple(cuts), lambda: known)
+                return losses.at[i].set(self.divergence(outputs, batch)), known
 
-            return jax.lax.fori_loop(0, count, step, jnp.zeros(len(candidates)))
+            return jax.lax.fori_loop(0, count, step, (jnp.zeros(len(starts)), known))
 
         return jax.jit(trial_losses)
 
@@ -139,12 +162,16 @@ class Trial:
         """One quantizer per tensor: what `bind` gives, with each choice's tensors on the branch
         that `branches`, int [tensors], names; a bias on a grid only with a grid on both sides."""
         fixed = {name: q for name, q in theta.items() if not isinstance(q, Options)}
-        qparams = dict(bind(fixed, self.plan.replace(choices={})))
-        at = 0
-        for name, choice in self.plan.choices.items():
-            for tensor in choice.tensors:
-                qparams[tensor] = Select(branches[at], theta[name].branches[tensor])
-                at += 1
+        owners = [name for name, choice in self.plan.choices.items() for _ in choice.tensors]
+        chosen = {
+            tensor: Select(branches[at], theta[owner].branches[tensor])
+            for at, (owner, tensor) in enumerate(zip(owners, self.tensors, strict=True))
+        }
+        return self._bound(fixed, chosen)
+
+    def _bound(self, fixed: Theta, chosen: Mapping[str, Quantizer]) -> QParams:
+        """The quantizers outside choices, with their biases, those of choices, and the tied."""
+        qparams = {**bind(fixed, self.plan.replace(choices={})), **chosen}
         for tensor, leader in self.plan.tied.items():
             if leader in qparams:
                 qparams[tensor] = qparams[leader]

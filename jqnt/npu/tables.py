@@ -20,7 +20,7 @@ from jqnt.npu.smooth import EXACT, Calculus
 from jqnt.npu.workload import Workload
 from jqnt.types import Leaf
 
-__all__ = ["Tables", "expected_latency", "latency", "latency_range", "tables"]
+__all__ = ["Tables", "costs", "expected_latency", "latency", "latency_range", "tables"]
 
 
 @struct.dataclass
@@ -58,6 +58,14 @@ def tables(
     """
     columns = tuple(device.pair(p if isinstance(p, str) else p.name) for p in pairs or device.pairs)
     return _tables(with_blocks(workload, device), device, columns, elements, calculus)
+
+
+@partial(jax.jit, static_argnames=("kinds",))
+def costs(workload: Workload, device: Device, *, kinds: tuple[str, ...]) -> tuple[Array, Array]:
+    """Of `tables` only those of these fields, [kinds, groups, pairs], and the constant: the rest
+    isn't computed, and no program for it is compiled."""
+    table = tables(workload, device)
+    return jnp.stack([getattr(table, kind) for kind in kinds]), table.constant_s
 
 
 def expected_latency(
