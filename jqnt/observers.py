@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -291,8 +292,8 @@ def _range_of(x: Float[Array, "..."], granularity: Granularity) -> tuple[Any, An
 
 def _no_range(x: Any, granularity: Granularity = PER_TENSOR) -> Range:
     shape = granularity.scale_shape(tuple(x.shape))
-    infinite = jnp.full(shape, jnp.inf, jnp.float32)
-    return Range(infinite, -infinite, jnp.float32(0), granularity)
+    infinite = np.full(shape, np.inf, np.float32)
+    return Range(infinite, -infinite, np.float32(0), granularity)
 
 
 def _add_range(state: Range, x: Float[Array, "..."], weight: Any = 1.0) -> Range:

@@ -9,7 +9,8 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from jqnt.learn.divergence import Divergence, kl, output_mse
 from jqnt.learn.ledger import Ledger
 from jqnt.learn.prices import menu_of, prices
 from jqnt.learn.round_choices import round_choices
+from jqnt.learn.search import Found
 from jqnt.learn.space import Space, space
 from jqnt.learn.sweep import sweep
 from jqnt.observers import exact_mse, sqnr
@@ -197,13 +199,22 @@ def _device_rows(
     loss, cost = book.sensitivities(_told), priced.table[0]
     limits = _limits(loss, cost, count) + float(priced.constant[0])
 
-    def front() -> list[list[int]]:
-        found = sweep(
-            problem, [[b] for b in limits[::-1]], steps=steps, ledger=book, progress=_told, key=KEY
-        )
-        return [list(one.assignment.values()) for one in found[::-1]]
+    budgets = [[b] for b in limits[::-1]]
 
-    found, took = shelf.kept(f"front_{named}_{device.name}", front)
+    def longer(n: int, before: list[Found]) -> tuple[list[Found], dict[tuple[int, ...], float]]:
+        found = sweep(
+            problem, budgets[:n], steps=steps, ledger=book, before=before, progress=_told, key=KEY
+        )
+        return [replace(one, params={}, theta={}) for one in found], book.known
+
+    done: list[Found] = []
+    took = 0.0
+    for n in range(1, count + 1):
+        name = f"front_{named}_{device.name}_{n}"
+        (done, seen), own = shelf.kept(name, partial(longer, n, done))
+        book.known.update(seen)
+        took += own
+    found = [list(one.assignment.values()) for one in done[::-1]]
     score = np.array([
         max((ready.traces[t] for t in choice.tensors if t in ready.traces), default=0.0)
         for choice in ready.open_plan.choices.values()

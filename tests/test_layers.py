@@ -20,6 +20,7 @@ LAYERS = (
         "scales",
         "microscaling",
         "quantizers",
+        "packed",
         "ranges",
         "histogram",
         "clipping",

@@ -111,19 +111,19 @@ def calibrate(
 
     chosen = {tensor for choice in plan.choices.values() for tensor in choice.tensors}
     seen = {n: s for n, s in wanted.items() if n not in values and _needs_range(s)}
-    made = finished(name for name in wanted if name not in seen)
+    weighty = [
+        name for name, spec in plan.specs.items()
+        if quantized_weights and spec.role == "weight" and name not in chosen
+    ]  # fmt: skip
+    made = finished(name for name in weighty if name in wanted)
 
     def quantizer(name: str, spec: Spec) -> Quantizer:
         return kept[name] if name in kept else made[name, spec]
 
-    rounded = {
-        name: quantizer(name, spec)
-        for name, spec in plan.specs.items()
-        if quantized_weights and spec.role == "weight" and name not in chosen
-    }
+    rounded = {name: quantizer(name, plan.specs[name]) for name in weighty}
     weighted = _weighted(batches, importance)
     states |= _observe(apply, (params, rounded), plan, seen, weighted, observer)
-    made |= finished(seen)
+    made |= finished(name for name in wanted if name not in weighty)
     theta: Theta = {n: quantizer(n, s) for n, s in plan.specs.items() if n not in chosen}
     for name, choice in plan.choices.items():
         theta[name] = Options(
@@ -145,16 +145,19 @@ def _covering(ranges: Mapping[tuple[str, Spec], tuple[Any, Any]]) -> dict[tuple[
             found[key] = affine_of_range(low, high, fmt, spec.symmetric, granularity)
         else:
             alike.setdefault((fmt, spec.symmetric), []).append(key)
-    for (fmt, symmetric), keys in alike.items():
-        ends = [[np.asarray(end, np.float32) for end in ranges[key]] for key in keys]
-        low, high = (np.concatenate([own[i].ravel() for own in ends]) for i in range(2))
-        grid = jax.device_get(_grids(low, high, fmt=fmt, symmetric=symmetric))
+    flat = []
+    for keys in alike.values():
+        ends = [[np.asarray(end, np.float32).ravel() for end in ranges[key]] for key in keys]
+        flat.append(tuple(np.concatenate([own[i] for own in ends]) for i in range(2)))
+    grids = jax.device_get(_grids(flat, kinds=tuple(alike))) if flat else []
+    for keys, grid in zip(alike.values(), grids, strict=True):
         at = 0
-        for key, (first, _) in zip(keys, ends, strict=True):
-            part = slice(at, at + first.size)
-            at += first.size
+        for key in keys:
+            shape = np.shape(ranges[key][0])
+            part = slice(at, at + math.prod(shape))
+            at = part.stop
 
-            def own(leaf: Any, part: slice = part, shape: Any = first.shape) -> Any:
+            def own(leaf: Any, part: slice = part, shape: tuple[int, ...] = shape) -> Any:
                 return leaf if np.ndim(leaf) == 0 else leaf[part].reshape(shape)
 
             granularity = PER_TENSOR if key[1].limits is not None else _observed_as(key[1])
@@ -162,9 +165,11 @@ def _covering(ranges: Mapping[tuple[str, Spec], tuple[Any, Any]]) -> dict[tuple[
     return dict(zip(found, jax.device_put(list(found.values())), strict=True))
 
 
-@partial(jax.jit, static_argnames=("fmt", "symmetric"))
-def _grids(low: Any, high: Any, *, fmt: Format, symmetric: Symmetry) -> Grid:
-    return affine_of_range(low, high, fmt, symmetric)
+@partial(jax.jit, static_argnames=("kinds",))
+def _grids(
+    flat: list[tuple[Any, Any]], *, kinds: tuple[tuple[Format, Symmetry], ...]
+) -> list[Grid]:
+    return [affine_of_range(*ends, *kind) for ends, kind in zip(flat, kinds, strict=True)]
 
 
 def _weighted(

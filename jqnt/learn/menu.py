@@ -12,7 +12,7 @@ from jqnt.packed import Packed, Slot
 from jqnt.quantizers import alike
 from jqnt.types import Leaf, Quantizer
 
-__all__ = ["Menu", "Rows", "menu", "quantizers"]
+__all__ = ["Kinds", "Menu", "Rows", "menu"]
 
 _SMALL = 1 << 14
 """Leaves of up to so many numbers travel in a candidate's row; larger ones (rounding logits)
@@ -29,13 +29,28 @@ class Rows:
     numbers: Leaf
 
 
+@struct.dataclass
+class Kinds:
+    """Per tensor, its kinds of quantizers: pytrees with slots for small leaves and stacks of large
+    ones."""
+
+    own: tuple[tuple[Any, ...], ...]
+    tensors: tuple[str, ...] = struct.field(pytree_node=False)
+
+    def quantizers(self, row: Rows) -> dict[str, Quantizer]:
+        """One quantizer per tensor for a candidate, whose row is traced."""
+        return {
+            name: Packed(own, row.kind, row.place, row.numbers, t)
+            for t, (name, own) in enumerate(zip(self.tensors, self.own, strict=True))
+        }
+
+
 @dataclass(frozen=True)
 class Menu:
-    """Per tensor, its kinds of quantizers: pytrees with slots for small leaves and stacks of large
-    ones; and what makes the rows: per tensor the (kind, place) of each branch, and per slot the
-    numbers of all places."""
+    """The kinds, and what makes the rows: per tensor the (kind, place) of each branch, and per slot
+    the numbers of all places."""
 
-    kinds: Mapping[str, tuple[Any, ...]]
+    kinds: Kinds
     where: tuple[np.ndarray, ...]
     slots: tuple[tuple[int, int, int, np.ndarray], ...]
     width: int
@@ -53,9 +68,8 @@ class Menu:
 
 def menu(branches: Mapping[str, tuple[Any, ...]]) -> Menu:
     """The menu of each tensor's branches."""
-    kinds: dict[str, tuple[Any, ...]] = {}
-    wheres, slots, width = [], [], 0
-    for t, (name, own) in enumerate(jax.device_get(dict(branches)).items()):
+    kinds, wheres, slots, width = [], [], [], 0
+    for t, own in enumerate(jax.device_get(list(branches.values()))):
         where = np.full((len(own) + 1, 2), -1, np.int32)  # the last one is -1, none
         found = []
         for k, members in enumerate(alike(own)):
@@ -72,14 +86,6 @@ def menu(branches: Mapping[str, tuple[Any, ...]]) -> Menu:
                 slots.append((t, k, width, values.reshape(len(members), -1)))
                 width += np.size(leaf)
             found.append(jax.tree.unflatten(structure, packed))
-        kinds[name] = tuple(found)
+        kinds.append(tuple(found))
         wheres.append(where)
-    return Menu(kinds, tuple(wheres), tuple(slots), width)
-
-
-def quantizers(kinds: Mapping[str, tuple[Any, ...]], row: Rows) -> dict[str, Quantizer]:
-    """One quantizer per tensor of a candidate, whose row is traced."""
-    return {
-        name: Packed(own, row.kind, row.place, row.numbers, t)
-        for t, (name, own) in enumerate(kinds.items())
-    }
+    return Menu(Kinds(tuple(kinds), tuple(branches)), tuple(wheres), tuple(slots), width)

@@ -76,6 +76,8 @@ def search(
     3. Around the best of them, what every single change does is measured; exact allocation on
        that table gives new candidates to run; again from the best, until it stays.
 
+    With 0 steps and no start nothing is trained and no gradient compiled: tables, exact finish and
+    the true loss alone, which is the fastest.
     `ledger` keeps what was run for another budget (only where nothing but logits trains).
     Raises BudgetError, with the minimum, if no assignment fits.
     """

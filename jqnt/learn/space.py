@@ -1,7 +1,7 @@
 """What is searched: a network, its choices, their prices, data, and the compiled loss of it all."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from jqnt.errors import ConfigError, DataError
 from jqnt.graph.ir import Graph
 from jqnt.graph.lower import lower
 from jqnt.learn.controller import LAGRANGIAN, Controller
-from jqnt.learn.divergence import Divergence, output_mse, with_targets
+from jqnt.learn.divergence import Divergence, output_mse
 from jqnt.learn.milp import Coupling
 from jqnt.learn.prices import Prices
 from jqnt.learn.relaxation import Relaxation, first_bits, relaxed
@@ -165,17 +165,21 @@ def space(
             f"plan, parameters and prices must have the same choices; calibrate and price this "
             f"plan (first at fault: {missing[0] if missing else prices.choices[:1]!r})"
         )
-    targets = with_targets(lower(graph), params, batches)
-    names = targets[0].keys()
-    if any(batch.keys() != names for batch in targets):
+    batches = list(batches)
+    if not batches:
+        raise DataError("no batches to search on; at least one is needed")
+    if any(batch.keys() != batches[0].keys() for batch in batches):
         raise DataError("the batches do not hold the same arrays")
-    samples = {name: np.concatenate([np.asarray(b[name]) for b in targets]) for name in names}
+    samples = {n: np.concatenate([np.asarray(b[n]) for b in batches]) for n in batches[0]}
     count = len(next(iter(samples.values())))
     own = trial(graph, params, plan, divergence)
-    size = min(batch_size, count)
-    return Space(
-        graph, params, plan, theta, prices, own, samples, size, relaxation, controller
+    found = Space(
+        graph, params, plan, theta, prices, own, samples, min(batch_size, count), relaxation,
+        controller,
     )  # fmt: skip
+    taught = own.targets(params, theta, found.batches)
+    samples = {n: np.concatenate([np.asarray(b[n]) for b in taught]) for n in taught[0]}
+    return replace(found, samples=samples)
 
 
 def expected_cost(

@@ -19,6 +19,7 @@ def sweep(
     *,
     steps: int = 150,
     ledger: Ledger | None = None,
+    before: Sequence[Found] = (),
     progress: Report | None = None,
     key: PRNGKeyArray,
 ) -> list[Found]:
@@ -26,14 +27,17 @@ def sweep(
 
     The first takes `steps` steps, each later one an eighth of them from where that one ended, and
     what was run for one budget is not run again for another. A plan found for one budget counts
-    for all that it fits; `ledger` may hold what was run before. Raises BudgetError before any
-    work if one budget cannot be met.
+    for all that it fits; `ledger` may hold what was run before, and `before` the results of an
+    earlier call with the first of the budgets, after which this one goes on. Raises BudgetError
+    before any work if one budget cannot be met.
     """
     for budget in budgets:
         space.prices.check(budget)
     book = ledger or Ledger(space, space.params, space.theta)
-    found: list[Found] = []
+    found = list(before)
     for i, budget in enumerate(budgets):
+        if i < len(before):
+            continue
         found.append(
             search(
                 space,

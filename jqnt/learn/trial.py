@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -12,11 +12,11 @@ import numpy as np
 from jqnt.errors import ConfigError, DataError
 from jqnt.graph.ir import Graph
 from jqnt.learn.divergence import Divergence, output_mse
-from jqnt.learn.menu import menu, quantizers
+from jqnt.learn.menu import Menu, menu
 from jqnt.learn.segments import Segments, segment
 from jqnt.plan import Options, Plan, Theta, bind, branch_specs
 from jqnt.quantizers import Select
-from jqnt.types import Params, QParams, Quantizer
+from jqnt.types import Params, QParams
 
 __all__ = ["FLOAT", "Progress", "Trial", "trial"]
 
@@ -103,24 +103,17 @@ class Trial:
         # the base comes first, and from before the first segment on: what it gives is kept
         rows = np.concatenate([np.asarray(base, np.int32)[None], candidates])
         starts = np.concatenate([[_KEPT], starts]).astype(np.int32)
-        options = menu({t: own for n in self.plan.choices for t, own in theta[n].branches.items()})
-        fixed = {name: q for name, q in theta.items() if not isinstance(q, Options)}
-        params, fixed, kinds = jax.device_put((dict(params), fixed, options.kinds))
+        options = self._menu(theta)
+        params, kinds = jax.device_put((dict(params), options.kinds))
         total, weight, done = np.zeros(len(rows)), 0, 0
-        unknown: dict[int, tuple[Any, ...]] = {}
         for batch in batches:
             arrays = jax.device_put(dict(batch))
             size = len(next(iter(batch.values())))
-            if size not in unknown:
-                unknown[size] = self._unknown(params, arrays)
-            known, weight = unknown[size], weight + size
+            known, weight = self._unknown(params, arrays), weight + size
             for at in range(0, len(rows), _CHUNK):
-                count = len(rows[at : at + _CHUNK])
-                chunk = np.pad(rows[at : at + _CHUNK], ((0, _CHUNK - count), (0, 0)))
-                begin = np.pad(starts[at : at + _CHUNK], (0, _CHUNK - count))
-                found, known = self.program(
-                    params, fixed, kinds, options.rows(chunk), begin, count, known, arrays
-                )
+                chunk = options.rows(_padded(self._whole(rows[at : at + _CHUNK], options)))
+                count, begin = len(rows[at : at + _CHUNK]), _padded(starts[at : at + _CHUNK])
+                found, known = self.program(params, kinds, chunk, begin, count, known, arrays)
                 total[at : at + count] += size * np.asarray(found, np.float64)[:count]
                 done += count
                 if progress is not None:
@@ -129,30 +122,71 @@ class Trial:
             raise DataError("no batches to evaluate on; at least one is needed")
         return total[1:] / weight
 
+    def targets(
+        self, params: Params, theta: Theta, batches: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The batches with the float network's outputs beside them, as `with_targets` does it, by
+        the program that will try the candidates."""
+        options = self._menu(theta)
+        params, kinds = jax.device_put((dict(params), options.kinds))
+        none = options.rows(np.full((_CHUNK, len(options.kinds.tensors)), FLOAT, np.int32))
+        begin = np.full(_CHUNK, _KEPT, np.int32)
+        found = []
+        for batch in batches:
+            arrays = jax.device_put(dict(batch))
+            known = self._unknown(params, arrays)
+            empty = {f"target:{name}": value for name, value in known[-1].items()}
+            *_, outputs = self.program(params, kinds, none, begin, 1, known, {**arrays, **empty})[1]
+            found.append({**batch, **{f"target:{name}": y for name, y in outputs.items()}})
+        return found
+
+    def _menu(self, theta: Theta) -> Menu:
+        """The branches of the tensors of choices, then the quantizers outside choices, one each."""
+        choices = self.plan.choices.items()
+        chosen = {t: theta[name].branches[t] for name, own in choices for t in own.tensors}
+        fixed = {name: q for name, q in theta.items() if not isinstance(q, Options)}
+        bound = bind(fixed, self.plan.replace(choices={}))
+        return menu(chosen | {name: (q,) for name, q in bound.items() if name not in chosen})
+
+    def _whole(self, rows: np.ndarray, options: Menu) -> np.ndarray:
+        """Rows of branches with those outside choices, which stay on."""
+        return np.pad(rows, ((0, 0), (0, len(options.kinds.tensors) - rows.shape[1])))
+
     def _unknown(self, params: Params, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Zeros in place of the values at the cuts."""
+        """Zeros in place of the values at the cuts and of the outputs."""
         inputs = {name: batch[name] for name in self.segments.graph.inputs}
-        *cuts, _ = jax.eval_shape(lambda p, x: self.segments.run(p, {}, x), params, inputs)
-        return jax.device_put(tuple(np.zeros(cut.shape, cut.dtype) for cut in cuts))
+        key = tuple((name, value.shape) for name, value in inputs.items())
+        if key not in self._shapes:
+            run = partial(self.segments.run, qparams={})
+            self._shapes[key] = jax.eval_shape(lambda p, x: run(p, inputs=x), params, inputs)
+        return jax.device_put(jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), self._shapes[key]))
+
+    @cached_property
+    def _shapes(self) -> dict[Any, tuple[Any, ...]]:
+        return {}
 
     @cached_property
     def program(self) -> Callable[..., Any]:
-        """The compiled losses of up to 64 candidates on one batch, and the values at the cuts
-        under the last of them that starts before the first segment (else what was known).
+        """The compiled losses of up to 64 candidates on one batch; and the values at the cuts and
+        the outputs under the last of them that starts before the first segment (else what was
+        known).
 
         The network is in it once: the base is a candidate like others.
         """
 
-        def trial_losses(params, fixed, kinds, rows, starts, count, known, batch):
+        def trial_losses(params, kinds, rows, starts, count, known, batch):
             inputs = {name: batch[name] for name in self.segments.graph.inputs}
 
             def step(i, carry):
                 losses, known = carry
                 row = jax.tree.map(lambda values: values[i], rows)
-                qparams = self._bound(fixed, quantizers(kinds, row))
-                *cuts, outputs = self.segments.resume(params, qparams, inputs, known, starts[i])
-                known = jax.lax.cond(starts[i] < 0, lambda: tuple(cuts), lambda: known)
-                return losses.at[i].set(self.divergence(outputs, batch)), known
+                qparams = kinds.quantizers(row)
+                for tensor, leader in self.plan.tied.items():
+                    if leader in qparams:
+                        qparams[tensor] = qparams[leader]
+                values = self.segments.resume(params, qparams, inputs, known, starts[i])
+                known = jax.lax.cond(starts[i] < 0, lambda: values, lambda: known)
+                return losses.at[i].set(self.divergence(values[-1], batch)), known
 
             return jax.lax.fori_loop(0, count, step, (jnp.zeros(len(starts)), known))
 
@@ -162,20 +196,19 @@ class Trial:
         """One quantizer per tensor: what `bind` gives, with each choice's tensors on the branch
         that `branches`, int [tensors], names; a bias on a grid only with a grid on both sides."""
         fixed = {name: q for name, q in theta.items() if not isinstance(q, Options)}
+        qparams = dict(bind(fixed, self.plan.replace(choices={})))
         owners = [name for name, choice in self.plan.choices.items() for _ in choice.tensors]
-        chosen = {
-            tensor: Select(branches[at], theta[owner].branches[tensor])
-            for at, (owner, tensor) in enumerate(zip(owners, self.tensors, strict=True))
-        }
-        return self._bound(fixed, chosen)
-
-    def _bound(self, fixed: Theta, chosen: Mapping[str, Quantizer]) -> QParams:
-        """The quantizers outside choices, with their biases, those of choices, and the tied."""
-        qparams = {**bind(fixed, self.plan.replace(choices={})), **chosen}
+        for at, (owner, tensor) in enumerate(zip(owners, self.tensors, strict=True)):
+            qparams[tensor] = Select(branches[at], theta[owner].branches[tensor])
         for tensor, leader in self.plan.tied.items():
             if leader in qparams:
                 qparams[tensor] = qparams[leader]
         return qparams
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """Zeros after the rows, up to the number that the program takes."""
+    return np.pad(rows, [(0, _CHUNK - len(rows)), *[(0, 0)] * (rows.ndim - 1)])
 
 
 def trial(graph: Graph, params: Params, plan: Plan, divergence: Divergence = output_mse) -> Trial:
