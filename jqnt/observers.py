@@ -1,7 +1,9 @@
 """Observers: streaming statistics of a tensor, and the grid that they lead to."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 
+Grid = Affine | Cast | Microscaled
+
+
 class Observer(NamedTuple):
     """Statistics as pure functions on a pytree of fixed shapes, for jit, scan and several devices.
 
@@ -41,7 +46,8 @@ class Observer(NamedTuple):
     `update(state, x, weight=1.0) -> state`, `merge(state, state) -> state`, and
     `finish(state, format, symmetric) -> quantizer`. Where that is `affine_of_range` of a range,
     whatever the format, `covers(state) -> (low, high)` gives it, so that the grids of all tensors
-    can be made at once.
+    can be made at once; `finish_all(states, format, symmetric) -> quantizers`, if there is one, is
+    `finish` of many by few programs.
     """
 
     init: Callable[..., Any]
@@ -49,9 +55,7 @@ class Observer(NamedTuple):
     merge: Callable[[Any, Any], Any]
     finish: Callable[[Any, Format, Symmetry], Affine | Cast | Microscaled]
     covers: Callable[[Any], tuple[Any, Any]] | None = None
-
-
-Grid = Affine | Cast | Microscaled
+    finish_all: Callable[[Sequence[Any], Format, Symmetry], list[Grid]] | None = None
 
 
 @struct.dataclass
@@ -256,10 +260,65 @@ def exact_mse(power: float = 2.0, clip_weight: float = 1.0) -> Observer:
         grid = _least_error(state.groups, mass, fmt, symmetric, power, clip_weight)
         return replace(grid, granularity=state.granularity)
 
-    return Observer(init, update, merge, finish)
+    def finish_all(states: Sequence[Held], fmt: Format, symmetric: Symmetry) -> list[Grid]:
+        if isinstance(fmt, Microscaling) or (isinstance(fmt, Minifloat) and not fmt.scaled):
+            return [finish(state, fmt, symmetric) for state in states]
+        found: dict[int, Grid] = {}
+        for members in _alike([np.shape(state.groups) for state in states]):
+            groups = [np.asarray(states[i].groups) for i in members]
+            grids = _joined(
+                groups,
+                partial(
+                    _least_error, fmt=fmt, symmetric=symmetric, power=power, clip_weight=clip_weight
+                ),
+            )
+            for i, grid in zip(members, grids, strict=True):
+                found[i] = replace(grid, granularity=states[i].granularity)
+        return [found[i] for i in range(len(states))]
+
+    return Observer(init, update, merge, finish, finish_all=finish_all)
 
 
-_least_error = jax.jit(least_error_grid, static_argnums=(2, 3, 4, 5))
+_PADDED = 1 << 19
+"""Groups of any length are padded to one, if that makes no more values than these."""
+
+
+def _alike(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Which of [*groups, n] go together, by n: all, or those of n between the same powers of 4."""
+    longest = max(shape[-1] for shape in shapes)
+    few = sum(math.prod(shape[:-1]) for shape in shapes) * longest <= _PADDED
+    found: dict[int, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        found.setdefault(0 if few else (shape[-1] - 1).bit_length() // 2, []).append(i)
+    return list(found.values())
+
+
+def _joined(groups: Sequence[np.ndarray], finish: Callable[..., Grid]) -> list[Grid]:
+    """`finish(values, mass)` of all groups at once, padded with values of no mass."""
+    longest = max(own.shape[-1] for own in groups)
+    rows = [own.reshape(-1, own.shape[-1]) for own in groups]
+    values, mass = (
+        np.concatenate([np.pad(x, ((0, 0), (0, longest - x.shape[1]))) for x in parts])
+        for parts in (rows, [np.ones_like(own) for own in rows])
+    )
+    whole, at, found = jax.device_get(finish(values, mass)), 0, []
+    for own, flat in zip(groups, rows, strict=True):
+        part, shape = slice(at, at + len(flat)), own.shape[:-1]
+        at = part.stop
+        found.append(
+            jax.tree.map(
+                lambda leaf, part=part, shape=shape: (
+                    leaf if np.ndim(leaf) == 0 else leaf[part].reshape(shape)
+                ),
+                whole,
+            )
+        )
+    return jax.device_put(found)
+
+
+_least_error = jax.jit(
+    least_error_grid, static_argnames=("fmt", "symmetric", "power", "clip_weight")
+)
 
 
 Narrow = Integer | Minifloat

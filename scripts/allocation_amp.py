@@ -99,7 +99,12 @@ def _ours(path: Path, images: Images, theirs: Mapping[str, Any]) -> dict[str, An
         .argmax(1) == b["labels"]
         for b in images.evaluation(128)
     ]  # fmt: skip
-    spent = f"{found.cost['bitops'] / 1e9:.4g} of {budget / 1e9:.4g} GBitOps"
+    weights = {w: found.plan.specs[w].format.bits for w in work.weights if w in found.plan.specs}
+    other = sum(bits != theirs["weights"].get(w, 8) for w, bits in weights.items())
+    spent = (
+        f"{found.cost['bitops'] / 1e9:.4g} of {budget / 1e9:.4g} GBitOps, "
+        f"{other} of {len(weights)} weights in other bits than AMP's"
+    )
     return {"seconds": seconds, "top1": 100 * np.concatenate(right).mean(), "detail": spent}
 
 

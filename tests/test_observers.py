@@ -193,3 +193,18 @@ def test_exact_mse_of_a_weight_beats_minmax_in_every_group(granularity):
 def test_wrong_settings(make, match):
     with pytest.raises(ConfigError, match=match):
         make()
+
+
+def test_many_tensors_at_once_are_each_as_alone():
+    own = observers.exact_mse()
+    assert own.finish_all is not None
+    states = []
+    for shape in ((8, 3, 3, 3), (16, 8, 1, 1), (10, 64), (600, 1200)):
+        x = jnp.asarray(RNG.normal(size=shape), jnp.float32)
+        states.append(own.update(own.init(x, Granularity(0)), x))
+    for some in (states[:3], states):  # padded to one length, and by classes of length
+        for grid, state in zip(own.finish_all(some, S4, True), some, strict=True):
+            alone = own.finish(state, S4, True)
+            np.testing.assert_array_equal(grid.scale, alone.scale)
+            np.testing.assert_array_equal(grid.zero_point, alone.zero_point)
+            assert grid.granularity == alone.granularity

@@ -96,13 +96,21 @@ def calibrate(
         """The quantizers of these tensors, those that cover a range made together."""
         ranges: dict[tuple[str, Spec], tuple[Any, Any]] = {}
         found: dict[tuple[str, Spec], Grid] = {}
+        alike: dict[Any, list[tuple[str, Spec]]] = {}
         for name, spec in ((n, spec) for n in names for spec in wanted[n]):
             ends = range_of(name, spec)
             if ends is not None:
                 ranges[name, spec] = ends
-                continue
-            state = state_of(name, spec)
-            found[name, spec] = chosen_for(spec).finish(state, spec.format, spec.symmetric)
+            else:
+                kind = (chosen_for(spec), spec.format, spec.symmetric)
+                alike.setdefault(kind, []).append((name, spec))
+        for (chosen, *kind), keys in alike.items():
+            own = [state_of(*key) for key in keys]
+            if chosen.finish_all is None:
+                grids = [chosen.finish(state, *kind) for state in own]
+            else:
+                grids = chosen.finish_all(own, *kind)
+            found.update(zip(keys, grids, strict=True))
         found |= _covering(ranges)
         for (name, _), own in found.items():
             if own.scale is not None and not np.isfinite(np.asarray(own.scale)).all():
