@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from jqnt.graph.lower import lower
 from jqnt.graph.onnx_import import import_onnx
 from jqnt.graph.session import session
 from jqnt.learn.calibrate import calibrate
+from jqnt.learn.decide import decide_theta
 from jqnt.learn.divergence import kl
 from jqnt.learn.prices import prices
 from jqnt.learn.search import search
 from jqnt.learn.space import space
+from jqnt.observers import exact_mse
 from jqnt.placement import plan
-from jqnt.plan import bind
+from jqnt.plan import Plan, Spec, Theta, bind, branch_specs
 from jqnt.thaw import thaw
 from jqnt.transforms.cleanup import cleanup
+from jqnt.types import Params
 
 __all__ = ["amp_rows"]
 
@@ -91,8 +95,15 @@ def _ours(path: Path, images: Images, theirs: Mapping[str, Any]) -> dict[str, An
         graph, params, open_plan, theta, priced, some, divergence=kl, batch_size=SAMPLES
     )
     found = search(problem, [budget], steps=0, key=jax.random.key(0))
+    # the same bits with weight grids of least error: kept if the true loss says so
+    finer = _finer(theta, open_plan, params)
+    row = problem.trial.branches(list(found.assignment.values()))
+    loss = problem.trial.losses(params, finer, row[None], row, problem.batches)[0]
+    chosen = found.theta
+    if loss < found.loss:
+        chosen = decide_theta(finer, open_plan, found.assignment)
     seconds = time.perf_counter() - begin
-    frozen, encodings = freeze(graph, params, bind(found.theta, found.plan))
+    frozen, encodings = freeze(graph, params, bind(chosen, found.plan))
     run, qparams = jax.jit(lower(graph)), thaw(encodings)
     right = [
         np.asarray(next(iter(run(frozen, qparams, {graph.inputs[0]: b["input"]}).values())))
@@ -106,6 +117,34 @@ def _ours(path: Path, images: Images, theirs: Mapping[str, Any]) -> dict[str, An
         f"{other} of {len(weights)} weights in other bits than AMP's"
     )
     return {"seconds": seconds, "top1": 100 * np.concatenate(right).mean(), "detail": spent}
+
+
+def _finer(theta: Theta, plan: Plan, params: Params) -> Theta:
+    """theta with the weight grids of least squared error in place of those that cover all."""
+    own = exact_mse()
+    alike: dict[Any, list[tuple[str, str, int, Spec]]] = {}
+    for name, choice in plan.choices.items():
+        for t in choice.tensors:
+            for k, spec in enumerate(branch_specs(choice, t)):
+                if spec.role == "weight" and t in params:
+                    alike.setdefault((spec.format, spec.symmetric), []).append((name, t, k, spec))
+
+    @jax.jit
+    def held(params: Params) -> list[list[Any]]:
+        return [
+            [own.update(own.init(params[t], spec.granularity), params[t]) for _, t, _, spec in keys]
+            for keys in alike.values()
+        ]
+
+    found = {n: {t: list(b) for t, b in theta[n].branches.items()} for n in plan.choices}
+    for (kind, keys), states in zip(alike.items(), held(params), strict=True):
+        assert own.finish_all is not None
+        for (name, t, k, _), grid in zip(keys, own.finish_all(states, *kind), strict=True):
+            found[name][t][k] = grid
+    return theta | {
+        n: replace(theta[n], branches={t: tuple(b) for t, b in own.items()})
+        for n, own in found.items()
+    }
 
 
 def _bit_operations(graph: Graph, work: npu.Workload, theirs: Mapping[str, Any]) -> float:

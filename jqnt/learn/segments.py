@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jqnt.graph.ir import Graph, captured
@@ -52,17 +53,24 @@ class Segments:
         known: Sequence[Any],
         start: Int[Array, ""],
     ) -> tuple[Any, ...]:
-        """What `run` gives, computed from segment `start` on (traced); before it `known` holds,
-        the values at the cuts with quantizers that do not differ there."""
+        """What `run` gives, computed from segment `start` on (traced); before it `known` holds:
+        what `kept` makes of the values with quantizers that do not differ there."""
         values: list[Any] = [inputs]
         for s in range(len(self.applies) - 1):
 
             def onward(value: Any, s: int = s) -> Any:
                 return self._step(s, params, qparams, value)
 
-            values.append(jax.lax.cond(start <= s, onward, lambda _, s=s: known[s], values[-1]))
+            held = partial(_moved, known[s], -1, 1)
+            values.append(jax.lax.cond(start <= s, onward, lambda _, held=held: held(), values[-1]))
         outputs = self._step(len(self.applies) - 1, params, qparams, values[-1])
         return (*values[1:], outputs)
+
+    @staticmethod
+    def kept(values: Sequence[Any]) -> tuple[Any, ...]:
+        """The values at the cuts and the outputs as `resume` takes them: images with the channels
+        last, as XLA computes them on a CPU, so that what is skipped is not transposed."""
+        return (*(_moved(value, 1, -1) for value in values[:-1]), values[-1])
 
     def _step(self, s: int, params: Params, qparams: QParams, value: Any) -> Any:
         """A cut is quantized where it is read, so that its raw value can be kept."""
@@ -71,6 +79,10 @@ class Segments:
         inputs = {self.cuts[s - 1]: value} if s else value
         outputs = self.applies[s](params, used, inputs)
         return outputs if end is None else outputs[end]
+
+
+def _moved(value: Any, source: int, target: int) -> Any:
+    return jnp.moveaxis(value, source, target) if value.ndim >= 4 else value
 
 
 def segment(graph: Graph, params: Params, at: Collection[str]) -> Segments:

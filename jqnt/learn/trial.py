@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -157,8 +157,9 @@ class Trial:
         inputs = {name: batch[name] for name in self.segments.graph.inputs}
         key = tuple((name, value.shape) for name, value in inputs.items())
         if key not in self._shapes:
-            run = partial(self.segments.run, qparams={})
-            self._shapes[key] = jax.eval_shape(lambda p, x: run(p, inputs=x), params, inputs)
+            self._shapes[key] = jax.eval_shape(
+                lambda p, x: self.segments.kept(self.segments.run(p, {}, x)), params, inputs
+            )
         return jax.device_put(jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), self._shapes[key]))
 
     @cached_property
@@ -185,7 +186,9 @@ class Trial:
                     if leader in qparams:
                         qparams[tensor] = qparams[leader]
                 values = self.segments.resume(params, qparams, inputs, known, starts[i])
-                known = jax.lax.cond(starts[i] < 0, lambda: values, lambda: known)
+                known = jax.lax.cond(
+                    starts[i] < 0, lambda: self.segments.kept(values), lambda: known
+                )
                 return losses.at[i].set(self.divergence(values[-1], batch)), known
 
             return jax.lax.fori_loop(0, count, step, (jnp.zeros(len(starts)), known))
