@@ -116,8 +116,9 @@ def resnet20(data: Path) -> Iterator[Row]:
     b = bench(data, "cifar10_resnet20", cifar10(data), 100)
     yield row("cifar10_resnet20: float", b.score(b.params, {}), "%")
     yield from layerwise(b, "cifar10_resnet20", 4, {"AdaRound": 79.0, "AdaRound + bias": 79.6}, 30)
-    yield from layerwise(b, "cifar10_resnet20", 3, {"AdaRound + bias": 77.5}, 30)
-    yield from layerwise(b, "cifar10_resnet20", 2, {}, 30)
+    with_scales = "AdaRound + bias + scales"
+    yield from layerwise(b, "cifar10_resnet20", 3, {with_scales: 77.5}, 30)
+    yield from layerwise(b, "cifar10_resnet20", 2, {with_scales: 60.0}, 30)
 
 
 def resnet20_blocks(data: Path) -> Iterator[Row]:
@@ -128,16 +129,16 @@ def resnet20_blocks(data: Path) -> Iterator[Row]:
         jqnt.lower(b.graph), b.params, plan, b.batches, observer=sqnr(),
         weight_observer=exact_mse(),
     )  # fmt: skip
-    first = reconstruct(
-        b.graph, b.params, theta, plan, b.batches, learn_rounding, bias=True, key=KEYS[0]
-    )
+    solve = learn_scale_and_rounding
+    first = reconstruct(b.graph, b.params, theta, plan, b.batches, solve, bias=True, key=KEYS[0])
     for label, drop in (("BRECQ", 0.0), ("QDrop", 0.5)):
         tops, seconds = [], []
         for key in KEYS:
             start = time.perf_counter()
             found = reconstruct_samples(
-                b.graph, first.params, first.theta, plan, b.batches, b.params, drop=drop, key=key
-            )
+                b.graph, first.params, first.theta, plan, b.batches, b.params, drop=drop,
+                fisher=not drop, key=key,
+            )  # fmt: skip
             seconds.append(time.perf_counter() - start)
             tops.append(b.score(first.params, jqnt.bind(found.theta, plan)))
         error = statistics.stdev(tops) / len(tops) ** 0.5

@@ -134,7 +134,7 @@ def _with_scales(job: Job) -> Method:
 
 def _blocks(drop: float, fisher: bool, job: Job, journals: Any) -> RoundedNetwork:
     """Blocks start from what layers found."""
-    first = _layers(_adaround, True, job, journals)
+    first = _layers(_with_scales, True, job, journals)
     found = reconstruct_samples(
         job.graph, first.params, first.theta, job.plan, job.batches, job.params, drop=drop,
         fisher=fisher, steps=job.steps, journal=journals("blocks"), progress=job.progress,
