@@ -119,6 +119,7 @@ def test_a_sweep_is_a_front(enumerated):
         assert one.loss <= 1.01 * losses[costs <= budget].min() + 1e-12
     assert [f.loss for f in found] == sorted(f.loss for f in found)
     assert sum(what == "sensitivities" and done == total for what, done, total in runs) == 1
+    assert sweep(own, budgets, before=found, key=KEY) == found
     with pytest.raises(BudgetError):
         sweep(own, [*budgets, [low * 0.5]], key=KEY)
 
