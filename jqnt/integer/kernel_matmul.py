@@ -5,7 +5,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Int
 
 from jqnt.errors import UnsupportedError
@@ -15,6 +14,7 @@ from jqnt.graph.layout import Laid, to_onnx
 from jqnt.integer.group import Group, Kernel, Site, per_tensor
 from jqnt.integer.kernel_product import finish, finishing, product_table, rows
 from jqnt.integer.rule import container
+from jqnt.ops.int8_products import matmul
 
 __all__ = ["MATMUL"]
 
@@ -65,15 +65,9 @@ def _pairwise(
     a: Int[Array, "... m k"], b: Int[Array, "... k n"], za: Any, zb: Any
 ) -> Int[Array, "... m n"]:
     """sum (a - za)(b - zb) = sum ab - za sum b - zb sum a + k za zb, so that operands stay int8."""
-    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    a = jnp.broadcast_to(a, (*batch, *a.shape[-2:]))
-    b = jnp.broadcast_to(b, (*batch, *b.shape[-2:]))
-    places = tuple(range(len(batch)))
-    dims = (((a.ndim - 1,), (b.ndim - 2,)), (places, places))
-    product = lax.dot_general(a, b, dims, preferred_element_type=jnp.int32)
     sums_a = a.astype(jnp.int32).sum(-1, keepdims=True)
     sums_b = b.astype(jnp.int32).sum(-2, keepdims=True)
-    return product - za * sums_b - zb * sums_a + a.shape[-1] * za * zb
+    return matmul(a, b) - za * sums_b - zb * sums_a + a.shape[-1] * za * zb
 
 
 MATMUL = Kernel(_ready, _prepare, _run)

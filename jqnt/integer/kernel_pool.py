@@ -10,10 +10,10 @@ import numpy as np
 from jqnt.errors import UnsupportedError
 from jqnt.graph.ir import Node
 from jqnt.graph.layout import Laid, to_last, to_onnx
-from jqnt.integer.accumulate import places
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid
 from jqnt.integer.mean import in_order
 from jqnt.integer.rule import store, true_codes
+from jqnt.ops.int8_products import places
 from jqnt.ops.window import window
 
 __all__ = ["AVERAGE_POOL", "MEAN", "float_mean", "mean_axes"]

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jqnt.errors import UnsupportedError
+from jqnt.ops.int8_products import convolve, matmul
 from jqnt.ops.quantized import quantized
 from jqnt.ops.registry import lowering
 from jqnt.ops.window import window
@@ -61,7 +62,7 @@ def product(node, a, b, a_zero, b_zero):
     rank = max(a.ndim, b.ndim)
     if min(a.ndim, b.ndim) > 1:
         a, b = (jnp.reshape(m, (1,) * (rank - m.ndim) + m.shape) for m in (a, b))
-    total = jnp.matmul(a, b, preferred_element_type=jnp.int32)
+    total = matmul(a, b)
     if p is None and q is None:
         return total
     both = min(a.ndim, b.ndim) > 1
@@ -83,19 +84,9 @@ def _convolution(node, x, w, x_zero, w_zero):
     view = window(node, x.shape[1:-1], w.shape[2:])
     fill = jnp.zeros((), x.dtype) if p is None else jnp.reshape(p, ()).astype(x.dtype)
     x = lax.pad(x, fill, [(0, 0, 0), *((*pad, 0) for pad in view.pads), (0, 0, 0)])
-    spatial = "DHWXYZ"[: w.ndim - 2]
 
     def convolved(weight, groups):
-        return lax.conv_general_dilated(
-            x,
-            weight,
-            view.strides,
-            "VALID",
-            rhs_dilation=view.dilations,
-            dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
-            feature_group_count=groups,
-            preferred_element_type=jnp.int32,
-        )
+        return convolve(x, jnp.moveaxis(weight, (1, 0), (-2, -1)), view, groups)
 
     groups = node.attrs.get("group", 1)
     total = convolved(w, groups)
