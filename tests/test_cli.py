@@ -259,6 +259,27 @@ def test_compare_reads_what_a_device_wrote(jqnt, files, frozen, tmp_path):
     assert row["device_most_codes"] == 2
 
 
+def test_compare_tunes_to_a_device(jqnt, files, frozen, tmp_path):
+    images = np.load(files / "data.npz")["image"]
+    model = load_frozen(frozen)
+    logits = np.array(lower_integers(model.graph, model.params, model.encodings)(
+        {"image": images})["logits"])  # fmt: skip
+    logits += 3 * model.encodings["logits"].scale
+    for i, row in enumerate(logits):
+        (tmp_path / f"Result_{i}").mkdir()
+        row.astype("<f4").tofile(tmp_path / f"Result_{i}" / "logits.raw")
+    args = ["--data", files / "data.npz", "--device-outputs", tmp_path, "--json"]
+    found = jqnt("compare", frozen, *args, "--tune", tmp_path / "tuned")
+    (row,) = found["tuned"]
+    assert row["tensor"] == "logits" and row["kept"] and row["after"] < row["before"] / 2
+    again = jqnt("compare", tmp_path / "tuned", *args)["tensors"]
+    was, now = (
+        next(row["device_sqnr_db"] for row in rows if row["tensor"] == "logits")
+        for rows in (found["tensors"], again)
+    )
+    assert now > was + 3
+
+
 def test_profile_of_a_float_model_takes_a_pair(jqnt, files):
     slow, fast = (
         jqnt("profile", files / "model.onnx", "--device", "embedded-demo", "--pair", p, "--json")

@@ -1,6 +1,7 @@
 """`jqnt compare`: float, simulation, integers and a device, tensor by tensor."""
 
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,10 +10,14 @@ import typer
 from jqnt.cli.console import emit
 from jqnt.cli.frozen_model import frozen_model
 from jqnt.cli.options import ArithmeticName, AsJson, BatchSize, EncodingsFile, FrozenPath
+from jqnt.cli.results import write_model, written
 from jqnt.compare import Emulation, Row, clipped_share, first_to_part
 from jqnt.compare import compare as compared
 from jqnt.data import load_data
 from jqnt.device_outputs import read_device_outputs
+from jqnt.errors import ConfigError
+from jqnt.frozen import check_out
+from jqnt.learn.feedback import tune_to_device
 from jqnt.learn.quality import Quality
 from jqnt.report import progress_bar, table_of
 from jqnt.report.parting import parting_figure
@@ -20,6 +25,14 @@ from jqnt.report.roofline import save_figure
 from jqnt.steps import Steps
 
 __all__ = ["compare"]
+
+_TUNED = {
+    "tensor": "tensor",
+    "weight": "weight",
+    "before": "RMS before",
+    "after": "after",
+    "kept": "kept",
+}
 
 _UNLIKE = 0.001
 """A share of input values outside the calibrated range that is worth a warning."""
@@ -39,6 +52,12 @@ def compare(
     device_outputs: Annotated[
         Path | None, typer.Option(help="the folder of qnn-net-run: Result_0, Result_1, ...")
     ] = None,
+    tune: Annotated[
+        Path | None,
+        typer.Option(
+            help="a folder for the model with gains and biases fitted to --device-outputs"
+        ),
+    ] = None,
     tensor: Annotated[
         list[str] | None,
         typer.Option(help="a tensor to compare (repeatable); by default all that are encoded"),
@@ -56,6 +75,10 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Compare a quantized model layer by layer: float, simulation, integers, device."""
+    if tune is not None:
+        if device_outputs is None:
+            raise ConfigError("--tune fits the model to --device-outputs; give their folder too")
+        check_out(tune)
     frozen = frozen_model(model, encodings)
     found = load_data(data, frozen.graph, batch_size=batch_size)
     kept = [batch for batch, _ in zip(found, range(batches), strict=False)]
@@ -82,7 +105,7 @@ def compare(
         outside = clipped_share(frozen.graph, frozen.encodings, kept)
     plain = [_plain(row, min_cosine, min_sqnr_db, max_relative_error) for row in rows]
     parts = first_to_part(rows)
-    document = {
+    document: dict[str, Any] = {
         "model": str(model),
         "arithmetic": arithmetic,
         "tensors": plain,
@@ -102,6 +125,15 @@ def compare(
                 f"warning: {100 * share:.2g} % of input {name!r} lies outside the calibrated "
                 f"range: these data are unlike the calibration data"
             )
+    if tune is not None and device is not None:
+        params, changed, layers = tune_to_device(
+            frozen.graph, frozen.params, frozen.encodings, kept, device
+        )
+        files = write_model(tune, replace(frozen, params=params, encodings=changed))
+        document["tuned"] = [asdict(layer) for layer in layers]
+        document |= files
+        tables.append(table_of("fitted to the device", _TUNED, document["tuned"]))
+        tables += written(document)
     if plot is not None:
         save_figure(parting_figure(plain, arithmetic), plot)
         tables.append(f"wrote {plot}")
