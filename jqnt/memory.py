@@ -17,11 +17,10 @@ def keep_freed_memory() -> bool:
     """Keeps what XLA frees in this process, for its next call to use; CPU speed for memory.
 
     A compiled function asks for its scratch anew at each call. glibc maps large blocks from the
-    system and gives them back when freed, so that each call faults in every page again: of a
-    training step of ResNet20 with 32 images on two cores that is a quarter. Afterwards blocks of
-    up to 2 GiB stay, and the process's resident size at its peak. It is a setting of the whole
-    process, to be made before its threads start, so nothing but the command line and the
-    benchmarks calls it on its own.
+    system and gives them back when freed, so that each call faults in every page again, which
+    training steps of small networks feel most. Afterwards blocks of up to 2 GiB stay, and the
+    process's resident size at its peak. It is a setting of the whole process, to be made before
+    its threads start, so nothing but the command line and the benchmarks calls it on its own.
 
     Returns whether the C library took it: only glibc has it (mallopt(3)).
     """

@@ -301,19 +301,21 @@ def _joined(groups: Sequence[np.ndarray], finish: Callable[..., Grid]) -> list[G
         np.concatenate([np.pad(x, ((0, 0), (0, longest - x.shape[1]))) for x in parts])
         for parts in (rows, [np.ones_like(own) for own in rows])
     )
-    whole, at, found = jax.device_get(finish(values, mass)), 0, []
-    for own, flat in zip(groups, rows, strict=True):
-        part, shape = slice(at, at + len(flat)), own.shape[:-1]
-        at = part.stop
-        found.append(
-            jax.tree.map(
-                lambda leaf, part=part, shape=shape: (
-                    leaf if np.ndim(leaf) == 0 else leaf[part].reshape(shape)
-                ),
-                whole,
-            )
-        )
-    return jax.device_put(found)
+    whole = jax.device_get(finish(values, mass))
+    return jax.device_put(parted(whole, [own.shape[:-1] for own in groups]))
+
+
+def parted(grid: Grid, shapes: Sequence[tuple[int, ...]]) -> list[Grid]:
+    """The grids, with scales of these shapes, that lie one after the other in a flat one."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    leaves, structure = jax.tree.flatten(grid)
+    columns = [
+        [leaf] * len(shapes)
+        if np.ndim(leaf) == 0
+        else [x.reshape(shape) for x, shape in zip(np.split(leaf, ends), shapes, strict=True)]
+        for leaf in leaves
+    ]
+    return [jax.tree.unflatten(structure, own) for own in zip(*columns, strict=True)]
 
 
 _least_error = jax.jit(

@@ -35,16 +35,21 @@ def main() -> int:
     parser.add_argument("--htp-arch", default="73", help="the simulator's rounding differs by it")
     parser.add_argument("--samples", type=int, default=8)
     options = parser.parse_args()
+    if options.samples < 1:
+        parser.error(f"at least one sample is compared, not {options.samples}")
     try:
         plugin = importlib.import_module("onnxruntime_qnn")
     except ImportError as error:
-        print(f"onnxruntime-qnn cannot be imported ({error}); install it first", file=sys.stderr)
+        print(
+            f"error: onnxruntime-qnn cannot be imported ({error}); install it first",
+            file=sys.stderr,
+        )
         return 2
     try:
         model = load_frozen(options.folder)
         data = load_data(options.data, model.graph, batch_size=1)
     except JqntError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     ort.register_execution_provider_library(_PROVIDER, plugin.get_library_path())
     settings = {"backend_type": "htp", "htp_arch": options.htp_arch}

@@ -33,22 +33,18 @@ PEER = Path(__file__).resolve().parent.parent / ".venv-peers" / "bin" / "python"
 KEY = jax.random.key(0)
 
 
-def race(data: Path = DATA) -> Iterator[Row]:
+def race(data: Path = DATA, *, full: bool = True) -> Iterator[Row]:
     """The full count on resnet8; equal counts on mbv2, from which its full time is extrapolated."""
     if not PEER.is_file():
         print(f"no {PEER}: scripts/peers makes it", file=sys.stderr)
         return
-    yield from one(data, "digits_resnet8_folded", full=True)
+    yield from one(data, "digits_resnet8_folded", full=full)
     yield from one(data, "digits_mbv2_folded", full=False)
 
 
 def short_race(data: Path = DATA) -> Iterator[Row]:
     """Equal counts on both, where ten minutes of the peer are too long."""
-    if not PEER.is_file():
-        print(f"no {PEER}: scripts/peers makes it", file=sys.stderr)
-        return
-    yield from one(data, "digits_resnet8_folded", full=False)
-    yield from one(data, "digits_mbv2_folded", full=False)
+    yield from race(data, full=False)
 
 
 def one(data: Path, stem: str, *, full: bool) -> Iterator[Row]:
@@ -83,7 +79,7 @@ def one(data: Path, stem: str, *, full: bool) -> Iterator[Row]:
         got = error({**params, **{n: w for n, w in own.items() if n in theirs}})
         detail = f"ours {spent:.1f} s, compilation included"
         label = f"{stem} W4A8, {name}"
-        yield row(f"{label}: error of the layers", got, "dB below", None)
+        yield row(f"{label}: error of the layers", got, "dB", None)
         yield row(f"{label}: below the peer's by", aim - got, "dB", 0.0)
         yield row(f"{label}: times faster", seconds / spent, "x", bar, detail)
 

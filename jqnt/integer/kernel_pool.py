@@ -13,8 +13,7 @@ from jqnt.graph.layout import Laid, to_last, to_onnx
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid
 from jqnt.integer.mean import in_order
 from jqnt.integer.rule import store, true_codes
-from jqnt.ops.int8_products import places
-from jqnt.ops.window import window
+from jqnt.ops.window import places, window
 
 __all__ = ["AVERAGE_POOL", "MEAN", "float_mean", "mean_axes"]
 

@@ -14,7 +14,7 @@ from jqnt.affine import grid_limits
 from jqnt.errors import ConfigError, DataError, nearest
 from jqnt.formats import Format, Integer, Microscaling, Minifloat
 from jqnt.granularity import PER_TENSOR, Granularity
-from jqnt.observers import MINMAX, Grid, Observer, affine_of_range
+from jqnt.observers import MINMAX, Grid, Observer, affine_of_range, parted
 from jqnt.plan import Choice, Options, Plan, Spec, Theta, branch_specs
 from jqnt.quantizers import Affine, Cast, Microscaled, SoftRound
 from jqnt.scales import PowersOfTwo
@@ -159,17 +159,10 @@ def _covering(ranges: Mapping[tuple[str, Spec], tuple[Any, Any]]) -> dict[tuple[
         flat.append(tuple(np.concatenate([own[i] for own in ends]) for i in range(2)))
     grids = jax.device_get(_grids(flat, kinds=tuple(alike))) if flat else []
     for keys, grid in zip(alike.values(), grids, strict=True):
-        at = 0
-        for key in keys:
-            shape = np.shape(ranges[key][0])
-            part = slice(at, at + math.prod(shape))
-            at = part.stop
-
-            def own(leaf: Any, part: slice = part, shape: tuple[int, ...] = shape) -> Any:
-                return leaf if np.ndim(leaf) == 0 else leaf[part].reshape(shape)
-
+        shapes = [np.shape(ranges[key][0]) for key in keys]
+        for key, own in zip(keys, parted(grid, shapes), strict=True):
             granularity = PER_TENSOR if key[1].limits is not None else _observed_as(key[1])
-            found[key] = replace(jax.tree.map(own, grid), granularity=granularity)
+            found[key] = replace(own, granularity=granularity)
     return dict(zip(found, jax.device_put(list(found.values())), strict=True))
 
 

@@ -181,10 +181,7 @@ class Trial:
             def step(i, carry):
                 losses, known = carry
                 row = jax.tree.map(lambda values: values[i], rows)
-                qparams = kinds.quantizers(row)
-                for tensor, leader in self.plan.tied.items():
-                    if leader in qparams:
-                        qparams[tensor] = qparams[leader]
+                qparams = self._with_tied(kinds.quantizers(row))
                 values = self.segments.resume(params, qparams, inputs, known, starts[i])
                 known = jax.lax.cond(
                     starts[i] < 0, lambda: self.segments.kept(values), lambda: known
@@ -203,10 +200,11 @@ class Trial:
         owners = [name for name, choice in self.plan.choices.items() for _ in choice.tensors]
         for at, (owner, tensor) in enumerate(zip(owners, self.tensors, strict=True)):
             qparams[tensor] = Select(branches[at], theta[owner].branches[tensor])
-        for tensor, leader in self.plan.tied.items():
-            if leader in qparams:
-                qparams[tensor] = qparams[leader]
-        return qparams
+        return self._with_tied(qparams)
+
+    def _with_tied(self, qparams: QParams) -> QParams:
+        tied = self.plan.tied.items()
+        return {**qparams, **{t: qparams[leader] for t, leader in tied if leader in qparams}}
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:

@@ -1,17 +1,15 @@
 """Products of int8 with int32 sums, on every platform: matrix products and convolutions."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jqnt.ops.window import Window
+from jqnt.ops.window import Window, places
 
-__all__ = ["convolve", "matmul", "places"]
+__all__ = ["convolve", "matmul"]
 
 _IM2COL_CHANNELS = 32
 """Below this many input channels XLA's int8 convolution is 8 times slower than gathered columns."""
@@ -123,17 +121,3 @@ def _grouped(x, w, view, groups):
     columns = columns.reshape(columns.shape[0], groups, -1)
     result = matmul(columns.transpose(1, 0, 2), taps)
     return result.transpose(1, 0, 2).reshape(*shape, outputs)
-
-
-def places(x: Any, view: Window) -> list[Any]:
-    """The input as each tap of the window sees it, in the order of the kernel's elements."""
-    sizes = x.shape[1:-1]
-    spans = [(k - 1) * d + 1 for k, d in zip(view.kernel, view.dilations, strict=True)]
-    counts = [(n - s) // t + 1 for n, s, t in zip(sizes, spans, view.strides, strict=True)]
-    found = []
-    for tap in np.ndindex(*view.kernel):
-        picks = [slice(None)]
-        for i, d, n, t in zip(tap, view.dilations, counts, view.strides, strict=True):
-            picks.append(slice(i * d, i * d + (n - 1) * t + 1, t))
-        found.append(x[tuple(picks)])
-    return found

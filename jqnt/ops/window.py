@@ -10,7 +10,7 @@ from jax import lax
 from jqnt.errors import ModelError
 from jqnt.graph.ir import Node
 
-__all__ = ["Window", "output_sizes", "per_axis", "slide", "taps", "window"]
+__all__ = ["Window", "output_sizes", "per_axis", "places", "slide", "taps", "window"]
 
 
 _MOST = 1024
@@ -155,11 +155,24 @@ def taps(x: Any, view: Window, out: tuple[int, ...], fill: Any) -> Iterator[Any]
     ]
     if any(w[:2] != (0, 0) for w in widths):
         x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
-    ends = [(n - 1) * s + 1 for n, s in zip(out, view.strides, strict=True)]
+    yield from places(x, view)
+
+
+def places(x: Any, view: Window) -> list[Any]:
+    """`taps` of an array, of numpy too, that has its border already: windows that fit into it."""
+    counts = [
+        (size - span) // stride + 1
+        for size, span, stride in zip(x.shape[1:-1], view.spans, view.strides, strict=True)
+    ]
+    found = []
     for tap in product(*map(range, view.kernel)):
-        start = [j * d for j, d in zip(tap, view.dilations, strict=True)]
-        stop = [a + e for a, e in zip(start, ends, strict=True)]
-        yield lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *view.strides, 1))
+        starts = [j * d for j, d in zip(tap, view.dilations, strict=True)]
+        picks = [
+            slice(start, start + (n - 1) * stride + 1, stride)
+            for start, n, stride in zip(starts, counts, view.strides, strict=True)
+        ]
+        found.append(x[(slice(None), *picks)])
+    return found
 
 
 def per_axis(node: Node, key: str, rank: int, default: int) -> tuple[int, ...]:
