@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jqnt.encodings import Encoding, Encodings
+from jqnt.errors import UnsupportedError
 from jqnt.formats import Granularity, Integer
 from jqnt.integer import lower as lower_integers
 from jqnt.interop.onnx_qdq import to_qdq
@@ -251,6 +252,57 @@ def test_global_means(shape):
         for keep in (0, 1):
             nodes = [node("ReduceMean", "x", "y", axes=[2, 3], keepdims=keep)]
             _check(nodes, inputs, {}, ["y"], activation=grid)
+
+
+MEANS = {
+    "channels": ((3, 10, 7, 6), [1]),
+    "one of space": ((3, 10, 7, 6), [-1]),
+    "space out of order": ((3, 10, 7, 6), [3, 2]),
+    "channel and width": ((3, 10, 7, 6), [1, 3]),
+    "all but the batch": ((3, 10, 7, 6), [1, 2, 3]),
+    "the batch": ((30, 10, 4), [0]),
+    "everything": ((3, 10, 7, 6), []),
+    "tokens": ((4, 50, 24), [1]),
+    "features": ((4, 50, 24), [2]),
+    "of a matrix": ((40, 24), [1]),
+    "volume": ((2, 5, 4, 6, 3), [2, 4]),
+}
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("name", MEANS)
+def test_means_over_any_axes(name, keep):
+    """onnxruntime's global pool over rows of what is reduced."""
+    shape, axes = MEANS[name]
+    for seed, grid in enumerate((U8, S8)):
+        inputs = {"x": _normal(seed, *shape) + np.float32(0.2)}
+        given = {"axes": axes} if axes else {}
+        nodes = [node("ReduceMean", "x", "m", keepdims=keep, **given), node("Relu", "m", "y")]
+        _check(nodes, inputs, {}, ["y"], activation=grid, seed=seed)
+
+
+def test_mean_over_axes_that_are_an_input():
+    inputs, axes = {"x": _normal(1, 3, 10, 7, 6)}, {"axes": np.int64([1, -1])}
+    graph, params = case([node("ReduceMean", "x axes", "y")], inputs, ["y"], axes, opset=18)
+    encodings = encoded(graph, params, inputs, ["y"])
+    assert mismatches(graph, params, encodings, inputs) == 0
+
+
+def test_means_that_no_kernel_computes():
+    inputs = {"x": _normal(1, 2, 3, 4)}
+    graph, params = case([node("ReduceMean", "x", "y", axes=[1])], inputs, ["y"], {})
+    encodings = encoded(graph, params, inputs, ["y"])
+    with pytest.raises(UnsupportedError, match=r"ReduceMean 'n_y' \(dyadic\).*no such kernel"):
+        lower_integers(graph, params, encodings, "dyadic")
+    nothing = [node("ReduceMean", "x", "y", noop_with_empty_axes=1)]
+    graph, params = case(nothing, inputs, ["y"], {}, opset=18)
+    with pytest.raises(UnsupportedError, match="no integer kernel for ReduceMean 'n_y'"):
+        lower_integers(graph, params, encodings)
+    inputs = {"x": np.zeros((2, 2**15), np.float32)}
+    graph, params = case([node("ReduceMean", "x", "y", axes=[1])], inputs, ["y"], {})
+    wide = Encoding(Integer(16), np.float32(0.1), np.int64(0))
+    with pytest.raises(UnsupportedError, match=r"'n_y'.*32768 codes of uint16 overflows"):
+        lower_integers(graph, params, Encodings({"x": wide, "y": wide}))(inputs)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ CASES = {
         ["c", "y"],
     ),
     "mean": ([node("GlobalAveragePool", "x", "y")], (32, 64, 7, 7), {}, ["y"]),
+    "mean of an even number": ([node("GlobalAveragePool", "x", "y")], (64, 64, 4, 6), {}, ["y"]),
 }
 
 
@@ -90,6 +91,38 @@ def test_every_code_is_litert_s(oracles, tmp_path, name, kernels):
     for seed, grid in enumerate((U8, S8)):
         encodings = encoded(graph, params, inputs, tensors, activation=grid, seed=seed)
         assert _mismatches(oracles, tmp_path, graph, params, encodings, inputs, kernels) == 0
+
+
+MEANS = {
+    "channels": ((8, 12, 7, 9), [1], 1),
+    "channels away": ((8, 12, 7, 9), [1], 0),
+    "height": ((8, 12, 8, 9), [2], 1),
+    "width": ((8, 12, 7, 10), [-1], 1),
+    "space away": ((8, 12, 6, 9), [3, 2], 0),
+    "channels and height": ((8, 12, 7, 9), [1, 2], 1),
+    "all but the batch": ((240, 12, 4, 6), [1, 2, 3], 0),
+    "tokens": ((8, 50, 24), [1], 0),
+    "features": ((8, 50, 24), [2], 1),
+    "of a matrix": ((64, 24), [1], 0),
+}
+
+
+@pytest.mark.parametrize("kernels", LITERT)
+@pytest.mark.parametrize("name", MEANS)
+def test_means_over_any_axes(oracles, tmp_path, name, kernels):
+    """Grids of their own and shared ones; simple ratios of scales put many means on halves."""
+    shape, axes, keep = MEANS[name]
+    inputs = {"x": _normal(1, *shape) + np.float32(0.3)}
+    nodes = [node("ReduceMean", "x", "y", axes=axes, keepdims=keep)]
+    graph, params = case(nodes, inputs, ["y"], {})
+    for seed, (grid, ratios) in enumerate({U8: (None, 2 / 3), S8: (1, 1 / 3)}.items()):
+        x, y = encoded(graph, params, inputs, ["y"], activation=grid, seed=seed).tensors.values()
+        for ratio in ratios:
+            if ratio is not None:
+                y = Encoding(grid, x.scale * np.float32(ratio), y.zero_point)
+            encodings = Encodings({"x": x, "y": y})
+            found = _mismatches(oracles, tmp_path, graph, params, encodings, inputs, kernels)
+            assert found == 0
 
 
 @pytest.mark.parametrize("kernels", LITERT)
@@ -140,4 +173,7 @@ def test_what_tflite_does_not_have():
         [node("Conv", "x w", "y", group=2)], inputs, ["y"], {"w": _normal(2, 4, 2, 1, 1)}
     )
     with pytest.raises(UnsupportedError, match="full or depthwise"):
+        to_tflite(graph, params, encoded(graph, params, inputs, ["y"]))
+    graph, params = case([node("ReduceMean", "x", "y", axes=[2], keepdims=0)], inputs, ["y"], {})
+    with pytest.raises(UnsupportedError, match=r"'n_y'.*another order in TFLite's layout"):
         to_tflite(graph, params, encoded(graph, params, inputs, ["y"]))

@@ -26,7 +26,7 @@ from jqnt.quantizers import (
 )
 from jqnt.ranges import Dsq, Ewgs, Lsq, LsqPlus, MinMax, Pact, Qil, Tqt
 
-__all__ = ["RENAMED", "Laid", "align", "last_quantizer", "to_last", "to_onnx"]
+__all__ = ["RENAMED", "Laid", "align", "last_quantizer", "new_axis", "to_last", "to_onnx"]
 
 
 class Laid(NamedTuple):

@@ -46,7 +46,7 @@ class Arithmetic(NamedTuple):
     `requantize` finishes the accumulator of a product (Conv, Gemm, MatMul), `rescale` moves codes
     from one grid to another, `add`, `sub` and `mul` join two tensors (`wide_add`
     and `wide_mul` those of 16 bits), `mean` finishes the sum of a
-    global pool and `window_mean` averages windows; None where the backend has no such kernel.
+    mean over axes and `window_mean` averages windows; None where the backend has no such kernel.
     `fused` is the fusion table: the operator that computes -> the operators that may follow it
     without a code between them. `wide` says whether activations of 16 bits are possible. `dense`
     finishes Gemm and MatMul where they differ from convolutions. `real` gives the float32 of an
@@ -128,7 +128,7 @@ _ALL = (
         xnnpack.CONVERT,
         xnnpack.ADD,
         xnnpack.MUL,
-        mean.FLOAT,
+        xnnpack.MEAN,
         binary_fixed.POOL,
         sub=xnnpack.SUB,
     ),

@@ -1,4 +1,4 @@
-"""Kernels of means over space: global pools, ReduceMean over the spatial axes, AveragePool."""
+"""Kernels of means: global pools, ReduceMean over any axes, AveragePool."""
 
 import math
 from collections.abc import Sequence
@@ -8,28 +8,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqnt.errors import UnsupportedError
+from jqnt.formats import Integer
 from jqnt.graph.ir import Node
-from jqnt.graph.layout import Laid, to_last, to_onnx
+from jqnt.graph.layout import Laid, new_axis, to_last, to_onnx
 from jqnt.integer.group import Group, Kernel, Site, clamp, out_grid
 from jqnt.integer.mean import in_order
 from jqnt.integer.rule import store, true_codes
+from jqnt.ops.namespace import axis_of
 from jqnt.ops.window import places, window
 
-__all__ = ["AVERAGE_POOL", "MEAN", "float_mean", "mean_axes"]
+__all__ = ["AVERAGE_POOL", "MEAN", "float_mean", "keeps_axes", "mean_axes"]
 
 
-def mean_axes(node: Node, site: Site, rank: int | None = None) -> tuple[int, ...] | None:
-    """The axes of a mean as given; None for all spatial ones."""
+def mean_axes(node: Node, site: Site, rank: int) -> tuple[int, ...]:
+    """The axes that a mean of a tensor of `rank` runs over, in order: all where none are given."""
     if node.op == "GlobalAveragePool":
-        return None
+        return tuple(range(2, rank))
     axes = node.attrs.get("axes")
     if axes is None and len(node.inputs) > 1 and node.inputs[1]:
         axes = site.operands.value(node.inputs[1]).reshape(-1).tolist()
-    return tuple(axes) if axes is not None else ()
+    return tuple(sorted({axis_of(node, axis, rank) for axis in axes or range(rank)}))
+
+
+def keeps_axes(node: Node) -> bool:
+    """Whether the axes of a mean stay, with one index each."""
+    return node.op == "GlobalAveragePool" or bool(node.attrs.get("keepdims", 1))
 
 
 def _ready(node: Node, site: Site) -> bool:
-    return node.inputs[0] in site.grids
+    beside = [name for name in node.inputs[1:] if name]
+    given = beside or node.attrs.get("axes") or not node.attrs.get("noop_with_empty_axes", 0)
+    return bool(given) and node.inputs[0] in site.grids and site.operands.static.issuperset(beside)
 
 
 def _prepare(group: Group, site: Site) -> dict[str, Any]:
@@ -43,36 +52,34 @@ def _prepare(group: Group, site: Site) -> dict[str, Any]:
 def _run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) -> Laid:
     node, rule = group.head, site.arithmetic.mean
     assert values[0] is not None and rule is not None
-    x = to_last(values[0]).array
-    axes = mean_axes(node, site)
-    rank = x.ndim
-    spatial = tuple(range(1, rank - 1))
-    if axes is not None and sorted(a % rank for a in axes) != [a + 1 for a in spatial]:
+    x, grid, keep = values[0], site.grids[node.inputs[0]], keeps_axes(node)
+    axes = mean_axes(node, site, x.array.ndim)
+    if not keep and not {*range(2, x.array.ndim)} <= {*axes}:
+        x = to_onnx(x)
+    places = tuple(new_axis(a, x.array.ndim) if x.last else a for a in axes)
+    count = math.prod(x.array.shape[a] for a in places)
+    assert isinstance(grid.format, Integer)
+    if count << grid.format.bits >= 2**31:
         raise UnsupportedError(
-            f"{site.where(group)}: integer means run over all spatial axes, not over {axes} of "
-            f"rank {rank}"
+            f"{site.where(group)}: a mean of {count} codes of {grid.format.name} overflows its "
+            f"32 bit sum"
         )
-    count = math.prod(x.shape[a] for a in spatial)
-    total = true_codes(x, site.grids[node.inputs[0]]).sum(spatial, keepdims=True)
-    out = out_grid(table, rank, True)
-    codes = Laid(
-        store(rule.apply(total, count, table["rule"], out), site.grids[group.output]), True
-    )
-    if axes is None or node.attrs.get("keepdims", 1):
-        return codes
-    return Laid(to_onnx(codes).array.reshape(codes.array.shape[0], -1))
+    total = true_codes(x.array, grid).sum(places, keepdims=keep)
+    last = x.last and keep
+    out = out_grid(table, total.ndim, last)
+    codes = rule.apply(total, count, table["rule"], out)
+    return Laid(store(codes, site.grids[group.output]), last)
 
 
 def float_mean(node: Node, site: Site, x: Laid) -> Laid | None:
     """A mean over all spatial axes that stays float, added up in order; None for other nodes."""
     if node.op not in ("GlobalAveragePool", "ReduceMean") or np.ndim(x.array) < 3:
         return None
-    laid, axes = to_last(x).array, mean_axes(node, site)
-    rank = laid.ndim
-    if axes is not None and sorted(a % rank for a in axes) != list(range(2, rank)):
+    laid = to_last(x).array
+    if mean_axes(node, site, laid.ndim) != tuple(range(2, laid.ndim)):
         return None
     mean = Laid(in_order(laid), True)
-    if axes is None or node.attrs.get("keepdims", 1):
+    if keeps_axes(node):
         return mean
     return Laid(to_onnx(mean).array.reshape(laid.shape[0], -1))
 

@@ -1,4 +1,4 @@
-"""Rules of XNNPACK, which LiteRT runs by default: sums by shifted integers, moves in Q8.
+"""Rules of XNNPACK, which LiteRT runs by default: sums by shifted integers, moves in Q8, means.
 
 https://github.com/google/XNNPACK, src/microparams-init.c and src/qs8-vadd, qs8-vmul, qs8-vcvt.
 """
@@ -8,10 +8,11 @@ import numpy as np
 
 from jqnt.encodings import Encoding
 from jqnt.errors import UnsupportedError
+from jqnt.formats import Integer
 from jqnt.integer.exact import exact_mul
-from jqnt.integer.rule import Out, Rule
+from jqnt.integer.rule import Out, Rule, container
 
-__all__ = ["ADD", "CONVERT", "MUL", "SUB"]
+__all__ = ["ADD", "CONVERT", "MEAN", "MUL", "SUB"]
 
 
 def _scalars(encoding: Encoding) -> tuple[np.float32, np.int32]:
@@ -68,6 +69,31 @@ def _convert_apply(codes, table: dict, out: Out):
     return _clamped(((codes - table["zx"]) * table["multiplier"] + 128) >> 8, out)
 
 
+def _mean_prepare(x: Encoding, y: Encoding) -> dict:
+    """sx / sy; unsigned codes are int8 ones plus a shift."""
+    (sx, zx), (sy, _) = map(_scalars, (x, y))
+    shifts = {f"shift_{k}": np.int32(_shift(e)) for k, e in (("x", x), ("y", y))}
+    return {**shifts, "ratio": sx / sy, "zx": zx - shifts["shift_x"]}
+
+
+def _mean_apply(total, count: int, table: dict, out: Out):
+    """q = rint(f32(sum x) * s + f32(zy - f32(n zx) * s)), s = f32(sx / sy) * f32(1 / n), of int8
+    codes: the zero points are inside the rounding."""
+    scale = exact_mul(jnp.asarray(table["ratio"]), jnp.asarray(np.float32(1) / np.float32(count)))
+    zx, zy = (
+        v.astype(jnp.float32) for v in (count * table["zx"], out.zero_point - table["shift_y"])
+    )
+    value = exact_mul((total - count * table["shift_x"]).astype(jnp.float32), scale)
+    value = value + (zy - exact_mul(zx, scale))
+    low, high = ((v - table["shift_y"]).astype(jnp.float32) for v in (out.low, out.high))
+    return jnp.round(jnp.clip(value, low, high)).astype(jnp.int32) + table["shift_y"]
+
+
+def _shift(encoding: Encoding) -> int:
+    assert isinstance(encoding.format, Integer)
+    return container(encoding.format).shift
+
+
 def _clamped(x, out: Out):
     return jnp.clip(x, out.low - out.zero_point, out.high - out.zero_point) + out.zero_point
 
@@ -76,3 +102,4 @@ ADD = Rule(_add_prepare, _add_apply)
 SUB = Rule(_sub_prepare, _add_apply)
 MUL = Rule(_mul_prepare, _mul_apply)
 CONVERT = Rule(_convert_prepare, _convert_apply)
+MEAN = Rule(_mean_prepare, _mean_apply)

@@ -14,6 +14,7 @@ from jqnt.formats import Integer
 from jqnt.graph.ir import Graph, Node
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, clamp, per_tensor
+from jqnt.integer.kernel_pool import keeps_axes, mean_axes
 from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, partition
 from jqnt.interop.to_onnx import initializer, model_of, node_proto, to_onnx
@@ -27,10 +28,10 @@ def to_qoperator(graph: Graph, params: Mapping[str, Any], encodings: Encodings) 
     """A model of integer operators that computes what the "onnxruntime" arithmetic emulates.
 
     The codes of tensor t are the tensor `t_quantized`; t itself exists in float where a float
-    operator or the caller reads it. A ReduceMean over the spatial axes is a global pool and a
-    Reshape; Slice, Pad and their like work on the codes, padding with the zero point. Fused
-    clamps that the output type does not do follow on the codes. Weights of fewer than 8 bits are
-    int8 codes.
+    operator or the caller reads it. A ReduceMean over the spatial axes is a global
+    pool, over others one of rows, since onnxruntime has no kernel for QLinearReduceMean; Slice,
+    Pad and their like work on the codes, padding with the zero point. Fused clamps that the
+    output type does not do follow on the codes. Weights of fewer than 8 bits are int8 codes.
 
     Raises UnsupportedError, naming the nodes, for what these operators do not take: activations
     of other than 8 bits or of both signs at one operator, block-wise weights.
@@ -175,18 +176,26 @@ def _emit(
     domain: str = _MS,
 ) -> None:
     """The head as one operator, then the fused clamp where the output type does not do it."""
-    target, grid = f"{group.output}_quantized", clamp(group, writer.site)
-    y = writer.site.grids[group.output]
+    writer.node(op, inputs, [_made(group, writer)], domain, **attrs)
+    _clamped(group, writer)
+
+
+def _made(group: Group, writer: _Writer) -> str:
+    """Where the head's codes go: to the group's output, unless a clamp must follow."""
+    grid, y = clamp(group, writer.site), writer.site.grids[group.output]
     assert isinstance(y.format, Integer)
-    low, high = grid["low"], grid["high"]
-    free = (low <= y.format.limits[0]).all() and (high >= y.format.limits[1]).all()
-    made = target if free else f"{group.output}_unclamped"
-    flat = op == "QLinearGlobalAveragePool" and not group.head.attrs.get("keepdims", 1)
-    writer.node(op, inputs, [f"{made}_pooled" if flat else made], domain, **attrs)
-    if flat:
-        shape = writer.constant("flat_shape", np.asarray([0, -1], np.int64))
-        writer.node("Reshape", [f"{made}_pooled", shape], [made])
-    if free:
+    free = (grid["low"] <= y.format.limits[0]).all() and (grid["high"] >= y.format.limits[1]).all()
+    return f"{group.output}_quantized" if free else f"{group.output}_unclamped"
+
+
+def _clamped(group: Group, writer: _Writer) -> None:
+    target, made, grid = (
+        f"{group.output}_quantized",
+        _made(group, writer),
+        clamp(group, writer.site),
+    )
+    y, low, high = writer.site.grids[group.output], grid["low"], grid["high"]
+    if made == target:
         return
     if low.ndim == high.ndim == 0:
         dtype = _type(y, group.output)
@@ -241,8 +250,35 @@ def _unary(op: str) -> Callable[[Group, _Writer], None]:
 
 
 def _mean(group: Group, writer: _Writer) -> None:
-    inputs = [*writer.codes(group.head.inputs[0]), *writer.grid(group.output)]
-    _emit(group, writer, "QLinearGlobalAveragePool", inputs, {"channels_last": 0})
+    """A global pool; where the axes are not all spatial ones, of rows (kept, 1, reduced)."""
+    node, name = group.head, group.output
+    codes, *grid = writer.codes(node.inputs[0])
+    rank = len(writer.site.operands.shapes[node.inputs[0]])
+    axes, keep = mean_axes(node, writer.site, rank), keeps_axes(node)
+    kept = [a for a in range(rank) if a not in axes]
+    removed = writer.constant(f"{name}_axes", np.asarray(axes, np.int64))
+    pooled, made, rows = f"{name}_pooled", _made(group, writer), codes
+    spatial = rank > 2 and axes == tuple(range(2, rank))
+    if not spatial:
+        turned, flat, rows = (f"{name}_{k}" for k in ("turned", "flat", "rows"))
+        one = writer.constant(f"{name}_one", np.asarray([1], np.int64))
+        writer.node("Transpose", [codes], [turned], perm=[*kept, *axes])
+        writer.node("Flatten", [turned], [flat], axis=len(kept))
+        writer.node("Unsqueeze", [flat, one], [rows])
+    output = made if spatial and keep else pooled
+    inputs = [rows, *grid, *writer.grid(name)]
+    writer.node("QLinearGlobalAveragePool", inputs, [output], _MS, channels_last=0)
+    if spatial and not keep:
+        writer.node("Squeeze", [pooled, removed], [made])
+    elif not spatial:
+        sizes, left, vector = (f"{name}_{k}" for k in ("sizes", "left", "vector"))
+        writer.node("Shape", [codes], [sizes])
+        places = writer.constant(f"{name}_kept", np.asarray(kept, np.int64))
+        writer.node("Gather", [sizes, places], [left])
+        writer.node("Reshape", [pooled, left], [vector if keep else made])
+        if keep:
+            writer.node("Unsqueeze", [vector, removed], [made])
+    _clamped(group, writer)
 
 
 def _softmax(group: Group, writer: _Writer) -> None:

@@ -14,6 +14,7 @@ from jqnt.graph.ir import Graph, Node
 from jqnt.graph.shapes import infer_shapes
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, clamp, per_tensor
+from jqnt.integer.kernel_pool import keeps_axes, mean_axes
 from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, partition
 from jqnt.interop.flatbuffer import Scalar, Table, Vector, dump
@@ -291,9 +292,17 @@ def _mean(group: Group, writer: _Writer) -> None:
     node = group.head
     if _activation(group, writer):
         raise UnsupportedError(f"{writer.site.where(group)}: TFLite's MEAN fuses no clamp")
-    axes = writer.constant(f"{group.output}/axes", np.asarray([1, 2], np.int32))
-    inputs = [writer.activation(node.inputs[0]), axes]
-    keep = node.op == "GlobalAveragePool" or bool(node.attrs.get("keepdims", 1))
+    rank, keep = len(writer.shapes[node.inputs[0]]), keeps_axes(node)
+    axes = mean_axes(node, writer.site, rank)
+    order = _last(range(rank))
+    left = [a for a in order if a not in axes]
+    if not keep and list(_last(sorted(left))) != left:
+        raise UnsupportedError(
+            f"{writer.site.where(group)}: without the axes {axes} of an image the rest is in "
+            f"another order in TFLite's layout; keep the dimensions"
+        )
+    placed = np.asarray(sorted(order.index(a) for a in axes), np.int32)
+    inputs = [writer.activation(node.inputs[0]), writer.constant(f"{group.output}/axes", placed)]
     options = (27, {0: Scalar("?", keep)})
     writer.operator("MEAN", inputs, [writer.activation(group.output)], options, 2)
 
