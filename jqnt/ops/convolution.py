@@ -168,7 +168,11 @@ def _cpu_weight_gradient(x, g, *, geometry: Geometry):
     view, out, groups = geometry.view, geometry.out, geometry.groups
     if _pointwise(geometry):
         axes = tuple(range(x.ndim - 1))
-        w = lax.dot_general(g, _strided(x, geometry), ((axes, axes), ((), ())))
+        x, first = _strided(x, geometry), x.shape[-1] < g.shape[-1]
+        # the first operand is transposed in memory: the narrower
+        a, b = (x, g) if first else (g, x)
+        w = lax.dot_general(a, b, ((axes, axes), ((), ())))
+        w = w.T if first else w
         return w.reshape(*w.shape, *view.kernel)
     if _depthwise(geometry, x.shape[-1], g.shape[-1]):
         return _depthwise_weight_gradient(x, g, view, out)
