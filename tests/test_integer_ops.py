@@ -218,6 +218,62 @@ def test_nearest_resizing_moves_codes():
     np.testing.assert_array_equal(np.asarray(ours), kept.repeat(2, 2).repeat(2, 3))
 
 
+RESIZES = {
+    "twice": ((9, 11), {"scales": [1, 1, 2, 2]}),
+    "broken ratios": ((9, 11), {"scales": [1, 1, 1.7, 2.3]}),
+    "smaller": ((17, 13), {"scales": [1, 1, 0.4, 0.6]}),
+    "rows alone": ((8, 6), {"scales": [1, 1, 1.5, 1]}),
+    "to sizes": ((6, 7), {"sizes": [2, 3, 9, 20]}),
+    "from one pixel": ((1, 5), {"sizes": [2, 3, 4, 1]}),
+}
+
+
+def _resized(size, sizes, mode, **attrs):
+    inputs = {"x": _normal(1, 2, 3, *size)}
+    reads = "x - scales" if "scales" in sizes else "x - - sizes"
+    attrs = {"mode": "linear", "coordinate_transformation_mode": mode, **attrs}
+    params = {k: np.asarray(v, np.float32 if k == "scales" else np.int64) for k, v in sizes.items()}
+    return (*case([node("Resize", reads, "y", **attrs)], inputs, ["y"], params), inputs)
+
+
+@pytest.mark.parametrize("mode", ["half_pixel", "align_corners", "asymmetric"])
+@pytest.mark.parametrize("name", RESIZES)
+def test_linear_resizing_of_codes(name, mode):
+    if mode == "half_pixel" and "scales" in RESIZES[name][1]:
+        mode = "pytorch_half_pixel"
+    graph, params, inputs = _resized(*RESIZES[name], mode)
+    for grid in (U8, S8):
+        own = encoded(graph, params, inputs, ["y"], activation=grid)
+        for encodings in (own, Encodings({"x": own["x"], "y": own["x"]})):
+            assert mismatches(graph, params, encodings, inputs) == 0
+            ours = lower_integers(graph, params, encodings)(inputs)["y"]
+            session = ort_session(to_qdq(graph, params, encodings))
+            assert (np.asarray(ours) != session.run(["y"], inputs)[0]).sum() == 0
+
+
+def test_resizing_that_no_kernel_does():
+    size, sizes = RESIZES["twice"]
+    for found, attrs in (
+        ("half_pixel, exclude_outside=1", {"exclude_outside": 1}),
+        ("half_pixel_symmetric", {"coordinate_transformation_mode": "half_pixel_symmetric"}),
+    ):
+        graph, params, inputs = _resized(size, sizes, "half_pixel", **attrs)
+        x = encoded(graph, params, inputs, [])["x"]
+        with pytest.raises(UnsupportedError, match=f"Resize 'n_y'.*not {found}"):
+            lower_integers(graph, params, Encodings({"x": x, "y": x}))
+    graph, params, inputs = _resized(*RESIZES["from one pixel"], "pytorch_half_pixel")
+    with pytest.raises(UnsupportedError, match=r"Resize 'n_y'.*down to one pixel"):
+        lower_integers(graph, params, Encodings({"x": x, "y": x}))(inputs)
+    graph, params, inputs = _resized(size, sizes, "half_pixel")
+    with pytest.raises(UnsupportedError, match=r"Resize 'n_y'.*share the encodings"):
+        lower_integers(graph, params, encoded(graph, params, inputs, ["y"]), "tflite-reference")
+    wide = Encoding(Integer(16), np.float32(1e-4), np.int64(2**15))
+    with pytest.raises(UnsupportedError, match=r"Resize 'n_y'.*at most 8 bits, not uint16"):
+        lower_integers(graph, params, Encodings({"x": wide, "y": wide}), "tflite-reference")
+    with pytest.raises(UnsupportedError, match="'xnnpack' has no integer kernel for Resize 'n_y'"):
+        lower_integers(graph, params, Encodings({"x": x, "y": x}), "xnnpack")
+
+
 def test_sum_with_a_constant_on_a_grid():
     inputs = {"a": _normal(1, 4, 6, 8)}
     nodes = [node("Add", "a c", "s"), node("Relu", "s", "y")]

@@ -125,6 +125,41 @@ def test_means_over_any_axes(oracles, tmp_path, name, kernels):
             assert found == 0
 
 
+RESIZES = {
+    "twice": ((9, 11), (18, 22)),
+    "broken ratios": ((9, 11), (13, 30)),
+    "smaller": ((17, 13), (6, 9)),
+    "one row": ((12, 5), (1, 8)),
+}
+
+
+@pytest.mark.parametrize("mode", ["half_pixel", "align_corners", "asymmetric"])
+@pytest.mark.parametrize("name", RESIZES)
+def test_linear_resizing(oracles, tmp_path, name, mode):
+    before, after = RESIZES[name]
+    graph, params, inputs = _resized(before, after, mode)
+    for grid in (U8, S8):
+        x = encoded(graph, params, inputs, [], activation=grid)["x"]
+        encodings = Encodings({"x": x, "y": x})
+        assert _mismatches(oracles, tmp_path, graph, params, encodings, inputs, "ref") == 0
+
+
+def _resized(before, after, mode):
+    inputs = {"x": _normal(1, 4, 6, *before)}
+    attrs = {"mode": "linear", "coordinate_transformation_mode": mode}
+    sizes = {"sizes": np.int64([4, 6, *after])}
+    return (*case([node("Resize", "x - - sizes", "y", **attrs)], inputs, ["y"], sizes), inputs)
+
+
+def test_resizing_that_runs_out_of_pixels():
+    """Its steps are rounded to 2^-10, and the reference kernel reads past the end."""
+    graph, params, inputs = _resized((3, 3), (2000, 3), "asymmetric")
+    x = encoded(graph, params, inputs, [])["x"]
+    run = lower_integers(graph, params, Encodings({"x": x, "y": x}), "tflite-reference")
+    with pytest.raises(UnsupportedError, match=r"Resize 'n_y'.*run out of the 3 pixels"):
+        run(inputs)
+
+
 @pytest.mark.parametrize("kernels", LITERT)
 def test_moving_codes_to_another_grid(oracles, tmp_path, kernels):
     inputs = {"x": _normal(1, 8, 16, 32, 32)}

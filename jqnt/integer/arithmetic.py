@@ -15,6 +15,7 @@ from jqnt.integer import (
     ncnn,
     requantize,
     requantize_fixed,
+    resize,
     softmax,
     xnnpack,
 )
@@ -44,9 +45,9 @@ class Arithmetic(NamedTuple):
     """How a backend computes on codes.
 
     `requantize` finishes the accumulator of a product (Conv, Gemm, MatMul), `rescale` moves codes
-    from one grid to another, `add`, `sub` and `mul` join two tensors (`wide_add`
-    and `wide_mul` those of 16 bits), `mean` finishes the sum of a
-    mean over axes and `window_mean` averages windows; None where the backend has no such kernel.
+    from one grid to another, `add`, `sub` and `mul` join two tensors (`wide_add` and `wide_mul`
+    those of 16 bits), `mean` finishes the sum of a mean over axes, `window_mean` averages windows
+    and `resize` interpolates; None where the backend has no such kernel.
     `fused` is the fusion table: the operator that computes -> the operators that may follow it
     without a code between them. `wide` says whether activations of 16 bits are possible. `dense`
     finishes Gemm and MatMul where they differ from convolutions. `real` gives the float32 of an
@@ -83,6 +84,7 @@ class Arithmetic(NamedTuple):
     sub: Rule | None = None
     wide_add: Rule | None = None
     wide_mul: Rule | None = None
+    resize: Rule | None = None
 
 
 _ALL = (
@@ -99,6 +101,7 @@ _ALL = (
         sub=binary_float.DIFFERENCE,
         wide_add=binary_float.SUM,
         wide_mul=binary_float.PRODUCT,
+        resize=resize.FLOAT,
     ),
     Arithmetic(
         "tflite-reference",
@@ -111,6 +114,7 @@ _ALL = (
         dense=requantize_fixed.SINGLE,
         softmax=softmax.FIXED,
         sub=binary_fixed.SUB_DOUBLE,
+        resize=resize.FIXED_DOUBLE,
     ),
     Arithmetic(
         "tflite-single",
@@ -121,6 +125,7 @@ _ALL = (
         binary_fixed.MEAN_SINGLE,
         binary_fixed.POOL,
         sub=binary_fixed.SUB_SINGLE,
+        resize=resize.FIXED_SINGLE,
     ),
     Arithmetic(
         "xnnpack",

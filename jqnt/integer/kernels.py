@@ -9,6 +9,7 @@ from jqnt.integer.kernel_matmul import MATMUL
 from jqnt.integer.kernel_norm import LAYER_NORM
 from jqnt.integer.kernel_pool import AVERAGE_POOL, MEAN
 from jqnt.integer.kernel_product import CONV, GEMM
+from jqnt.integer.kernel_resize import RESIZE
 from jqnt.integer.kernel_softmax import SOFTMAX
 from jqnt.integer.kernel_transposed import CONV_TRANSPOSE
 
@@ -30,6 +31,7 @@ KERNELS: Mapping[str, Kernel] = {
     "Mul": MUL,
     "ReduceMean": MEAN,
     "Relu": CLAMP,
+    "Resize": RESIZE,
     "Softmax": SOFTMAX,
     "Sub": SUB,
     **dict.fromkeys(
@@ -77,4 +79,5 @@ MOVES = frozenset(
         "Unsqueeze",
     }
 )
-"""Operators whose outputs hold codes of their first input: no arithmetic, the same grid."""
+"""Operators whose outputs hold codes of their first input: no arithmetic, the same grid (Resize
+where it takes the nearest pixel)."""

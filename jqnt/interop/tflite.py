@@ -15,6 +15,7 @@ from jqnt.graph.shapes import infer_shapes
 from jqnt.integer.arithmetic import arithmetic_named
 from jqnt.integer.group import Group, Site, clamp, per_tensor
 from jqnt.integer.kernel_pool import keeps_axes, mean_axes
+from jqnt.integer.kernel_resize import coordinates, image_axes
 from jqnt.integer.operands import Operands
 from jqnt.integer.partition import Move, partition
 from jqnt.interop.flatbuffer import Scalar, Table, Vector, dump
@@ -24,8 +25,8 @@ __all__ = ["to_tflite"]
 
 _INT32, _INT8 = 2, 9
 _CODES = {"ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3,
-          "DEPTHWISE_CONV_2D": 4, "FULLY_CONNECTED": 9, "MUL": 18, "RESHAPE": 22, "PAD": 34,
-          "MEAN": 40, "QUANTIZE": 114}  # fmt: skip
+          "DEPTHWISE_CONV_2D": 4, "FULLY_CONNECTED": 9, "MUL": 18, "RESHAPE": 22,
+          "RESIZE_BILINEAR": 23, "PAD": 34, "MEAN": 40, "QUANTIZE": 114}  # fmt: skip
 _RELU, _RELU6 = 1, 3
 
 
@@ -307,6 +308,16 @@ def _mean(group: Group, writer: _Writer) -> None:
     writer.operator("MEAN", inputs, [writer.activation(group.output)], options, 2)
 
 
+def _resize(group: Group, writer: _Writer) -> None:
+    name = group.head.inputs[0]
+    rows, columns = image_axes(group, writer.site, writer.shapes[name])
+    sizes = writer.constant(f"{group.output}/size", np.asarray([rows.out, columns.out], np.int32))
+    mode = coordinates(group, writer.site)
+    flags = {2: Scalar("?", mode == "align_corners"), 3: Scalar("?", mode == "half_pixel")}
+    inputs = [writer.activation(name), sizes]
+    writer.operator("RESIZE_BILINEAR", inputs, [writer.activation(group.output)], (15, flags), 3)
+
+
 def _reshape(step: Move, writer: _Writer) -> None:
     """Flattening an image is free only where it has one pixel: TFLite's order is another."""
     x, *_ = step.node.inputs
@@ -336,6 +347,7 @@ _GROUPS: Mapping[str, Callable[[Any, _Writer], None]] = {
     "Mul": _pair("MUL", 21),
     "ReduceMean": _mean,
     "Relu": _rescale,
+    "Resize": _resize,
 }
 _MOVES: Mapping[str, Callable[[Any, _Writer], None]] = {
     "Flatten": _reshape,

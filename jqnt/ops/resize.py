@@ -10,13 +10,13 @@ from jax import lax
 from jqnt.errors import ModelError
 from jqnt.ops.registry import lowering, static
 
-__all__ = ["resize", "upsample"]
+__all__ = ["Axis", "plan_of", "resize", "upsample"]
 
 _PRODUCT_FROM = 8
 """Taps from which on a matrix product beats gathered slices."""
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """One axis to resize: sizes before and after, their real ratio, its region of interest."""
 
     axis: int
@@ -31,8 +31,16 @@ class _Axis(NamedTuple):
 def resize(node, x, roi=None, scales=None, sizes=None):
     """https://onnx.ai/onnx/operators/onnx__Resize.html"""
     rank = x.ndim
+    shape = (x.shape[0], x.shape[-1], *x.shape[1:-1]) if rank > 2 else x.shape
+    moved = (0, rank - 1, *range(1, rank - 1)) if rank > 2 else range(rank)
+    plan = plan_of(node, shape, roi, scales, sizes)
+    return _resized(node, x, [entry._replace(axis=moved[entry.axis]) for entry in plan])
+
+
+def plan_of(node, shape, roi=None, scales=None, sizes=None) -> list[Axis]:
+    """What becomes of each axis that a Resize node names, of a tensor of that shape."""
+    rank = len(shape)
     axes = [a % rank for a in node.attrs.get("axes", range(rank))]
-    shape = [x.shape[0], x.shape[-1], *x.shape[1:-1]] if rank > 2 else list(x.shape)
     before = [shape[a] for a in axes]
     ratio, after = _target(node, before, scales, sizes)
     region = [0.0] * len(axes) + [1.0] * len(axes)
@@ -40,11 +48,10 @@ def resize(node, x, roi=None, scales=None, sizes=None):
         region = [float(v) for v in static(node, "roi", roi).reshape(-1)]
         if len(region) != 2 * len(axes):
             raise ModelError(f"Resize node {node.name!r}: roi needs {2 * len(axes)} numbers")
-    plan = []
-    for i, a in enumerate(axes):
-        where = (0 if a == 0 else rank - 1 if a == 1 else a - 1) if rank > 2 else a
-        plan.append(_Axis(where, before[i], after[i], ratio[i], region[i], region[i + len(axes)]))
-    return _resized(node, x, plan)
+    return [
+        Axis(a, before[i], after[i], ratio[i], region[i], region[i + len(axes)])
+        for i, a in enumerate(axes)
+    ]
 
 
 @lowering("Resize", since=10, layout="channels_last", static=(1,))
@@ -84,7 +91,7 @@ def _target(node, before, scales, sizes) -> tuple[list[float], list[int]]:
     return ratio, wanted
 
 
-def _resized(node, x, plan: list[_Axis]):
+def _resized(node, x, plan: list[Axis]):
     y = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
     outside: Any = None
     for entry in plan:
@@ -104,7 +111,7 @@ def _resized(node, x, plan: list[_Axis]):
     return y.astype(x.dtype)
 
 
-def _positions(node, entry: _Axis) -> np.ndarray:
+def _positions(node, entry: Axis) -> np.ndarray:
     """Where each output lies in the input, by coordinate_transformation_mode."""
     mode = node.attrs.get("coordinate_transformation_mode", "half_pixel")
     x, scale, size = np.arange(entry.out, dtype=np.float64), entry.scale, entry.size
@@ -130,7 +137,7 @@ def _positions(node, entry: _Axis) -> np.ndarray:
     )
 
 
-def _taps(node, entry: _Axis, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _taps(node, entry: Axis, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices and weights, each (outputs, taps), of the inputs around each position.
 
     The position lies in (base, base + 1]: a pixel hit exactly is the right one of its pair.
