@@ -1,8 +1,8 @@
 """A fast simulation for training: products of 8-bit integers forward, of floats backward."""
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +63,7 @@ def fast(graph: Graph, plan: Plan) -> Apply:
             for name, q in qparams.items()
             if name not in alone or name in want
         }
-        compute = functools.partial(_computed, sites, grids)
+        compute = partial(_computed, sites, grids)
         return lower(graph, compute=compute)(params, rest, inputs, want)
 
     return apply
@@ -173,7 +173,7 @@ def _codes(x: Any, quantizer: Affine) -> tuple[Any, Any, Any]:
     return code.astype(jnp.int8), (zero - shift).astype(jnp.int32), scale
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolution(x, w, x_grid, w_grid, geometry):
     if geometry.groups == w.shape[0] == x.shape[-1] > 1:
         # Shifted multiply-adds are float; of codes they are exact. The barrier keeps every tap
@@ -182,7 +182,8 @@ def _convolution(x, w, x_grid, w_grid, geometry):
         codes = jnp.clip(jnp.round(x * (1 / scale)) + zero, qmin, qmax) - zero
         factor, _, low, high = grid(w_grid, w.shape)
         weights = jnp.clip(jnp.round(w * (1 / factor)), low, high)
-        total = convolve(lax.optimization_barrier(codes), weights, geometry)
+        exact = geometry._replace(precision="highest")
+        total = convolve(lax.optimization_barrier(codes), weights, exact)
         return total * (scale * factor.reshape(-1)).reshape((1,) * (total.ndim - 1) + (-1,))
     code, zero, scale = _codes(x, x_grid)
     weights, _, factor = _codes(w, w_grid)
@@ -196,16 +197,32 @@ def _convolution(x, w, x_grid, w_grid, geometry):
         view = view._replace(pads=((0, 0),) * len(view.pads))
         geometry = geometry._replace(sizes=code.shape[1:-1], view=view)
     if max(view.kernel) > 1 and math.prod(w.shape[1:]) <= _EXACT_SUM:
-        # On the CPU float convolutions of few channels are faster; of codes they are exact.
-        total = convolve(code.astype(jnp.float32), weights.astype(jnp.float32), geometry)
-        total = total.astype(jnp.int32)
+        total = lax.platform_dependent(
+            code,
+            weights,
+            zero,
+            cpu=partial(_float_sums, geometry),
+            default=partial(_sums, geometry),
+        )
     else:
-        kernel = jnp.moveaxis(weights, (0, 1), (-1, -2))
-        total = integers.convolve(code, [kernel], view, geometry.groups, zero)
+        total = _sums(geometry, code, weights, zero)
     sums = jnp.sum(weights, axis=tuple(range(1, weights.ndim)), dtype=jnp.int32)
     total = total - (zero * sums).reshape((1,) * (total.ndim - 1) + (-1,))
     scale = scale * factor.reshape(-1)
     return total.astype(jnp.float32) * scale.reshape((1,) * (total.ndim - 1) + (-1,))
+
+
+def _sums(geometry, code, weights, zero):
+    kernel = jnp.moveaxis(weights, (0, 1), (-1, -2))
+    return integers.convolve(code, [kernel], geometry.view, geometry.groups, zero)
+
+
+def _float_sums(geometry, code, weights, zero):
+    """On the CPU float convolutions of few channels are faster, and of codes exact; GPUs may
+    transform them first (Winograd), which isn't."""
+    del zero
+    total = convolve(code.astype(jnp.float32), weights.astype(jnp.float32), geometry)
+    return total.astype(jnp.int32)
 
 
 def _convolution_forward(x, w, x_grid, w_grid, geometry):
@@ -224,7 +241,7 @@ def _convolution_backward(geometry, saved, g):
 _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _matrix(x, w, x_grid, w_grid, turned):
     code, zero, scale = _codes(x, x_grid)
     weights, _, factor = _codes(w, w_grid)
