@@ -131,9 +131,12 @@ def test_a_network_agrees_with_the_exact_simulation_and_trains():
     quick = fast(graph, plan)(params, qparams, {"x": x})["y"]
     # They differ where a value lies on a tie: by a step of an activation, averaged away.
     assert float(jnp.abs(quick - exact).max()) < 0.02 * float(jnp.abs(exact).max())
-    method = Method(fast=True, divergence=output_mse, optimizer=relative_adam(5e-3, 0.0, 300))
+    # From weights far off: by straight-through gradients alone, near the grid, luck decides.
+    rng = np.random.default_rng(1)
+    away = {n: w + 0.5 * rng.normal(size=w.shape).astype(w.dtype) for n, w in params.items()}
+    method = Method(fast=True, divergence=output_mse, optimizer=relative_adam(2e-2, 0.0, 200))
     trained, after = jqnt.qat(
-        graph, params, theta, plan, [{"x": x}], params, steps=300, batch_size=8, method=method,
+        graph, away, theta, plan, [{"x": x}], params, steps=200, batch_size=8, method=method,
         key=jax.random.key(0),
     )  # fmt: skip
     wanted = jqnt.lower(graph)(params, {}, {"x": x})["y"]
@@ -143,8 +146,7 @@ def test_a_network_agrees_with_the_exact_simulation_and_trains():
             jnp.mean((jqnt.lower(graph)(p, jqnt.bind(t, plan), {"x": x})["y"] - wanted) ** 2)
         )
 
-    # 0.54: weights alone move, by a tenth of a step each, under ranges that stay.
-    assert error(trained, after) < 0.7 * error(params, theta)
+    assert error(trained, after) < 0.5 * error(away, theta)
     np.testing.assert_array_equal(after["stem"].scale, theta["stem"].scale)
 
 
