@@ -69,6 +69,42 @@ def close(found, expected, tolerance=1e-4):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "kernel, strides, dilations, pads, sizes",
+    [
+        ((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), (17, 5)),
+        ((5, 3), (2, 1), (1, 1), ((2, 2), (0, 0)), (33, 6)),
+        ((3, 3), (2, 2), (1, 1), ((0, 1), (1, 0)), (16, 16)),
+        ((3, 3), (1, 2), (4, 3), ((4, 4), (3, 3)), (4, 2)),  # taps that see the border alone
+        ((3, 1), (1, 1), (1, 1), ((9, 1), (-1, -2)), (15, 9)),
+        ((9,), (1,), (1,), ((4, 4),), (31,)),
+    ],
+)
+def test_depthwise_weight_gradients_of_any_number_of_rows(kernel, strides, dilations, pads, sizes):
+    view = Window(kernel, strides, dilations, pads)
+    x = jnp.asarray(RNG.normal(size=(2, *sizes, 6)), jnp.float32)
+    w = jnp.zeros((6, 1, *kernel))
+    out = jax.eval_shape(lambda x: plain(x, w, Geometry(sizes, view, (), 6)), x).shape[1:-1]
+    geometry = Geometry(sizes, view, out, 6)
+    g = jnp.asarray(RNG.normal(size=(2, *out, 6)), jnp.float32)
+    (expected,) = jax.vjp(lambda w: plain(x, w, geometry), w)[1](g)
+    close(weight_gradient(x, g, geometry), expected)
+
+
+@pytest.mark.parametrize("case", ["depthwise", "pointwise"])
+def test_gradients_store_no_copy_of_the_data_per_tap(case):
+    """Scratch of nine times the data, kept from forward to backward, was most of a step's."""
+    kernel, pads, groups = {
+        "depthwise": ((3, 3), ((1, 1), (1, 1)), 64),
+        "pointwise": ((1, 1), ((0, 0), (0, 0)), 1),
+    }[case]
+    view = Window(kernel, (1, 1), (1, 1), pads)
+    shape = Geometry((56, 56), view, (56, 56), groups)
+    x = jax.ShapeDtypeStruct((8, 56, 56, 64), jnp.float32)
+    compiled = jax.jit(weight_gradient, static_argnums=2).lower(x, x, shape).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.5 * x.size * 4
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_triple_is_right(case):
     geometry, x, w, g = make(case)
