@@ -78,6 +78,7 @@ def close(found, expected, tolerance=1e-4):
         ((3, 3), (1, 2), (4, 3), ((4, 4), (3, 3)), (4, 2)),  # taps that see the border alone
         ((3, 1), (1, 1), (1, 1), ((9, 1), (-1, -2)), (15, 9)),
         ((9,), (1,), (1,), ((4, 4),), (31,)),
+        ((11, 9), (1, 1), (1, 1), ((5, 5), (4, 4)), (12, 10)),
     ],
 )
 def test_depthwise_weight_gradients_of_any_number_of_rows(kernel, strides, dilations, pads, sizes):

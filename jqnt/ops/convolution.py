@@ -26,7 +26,10 @@ from jqnt.ops.window import Window, taps
 __all__ = ["Geometry", "convolve", "input_gradient", "weight_gradient"]
 
 _ROWS = 7
-"""Rows of a depthwise weight gradient that one pass adds up."""
+"""Rows of a depthwise weight gradient that one pass adds up, written out one by one."""
+
+_FEW_TAPS = 64
+"""Larger depthwise windows don't write rows out: there would be too much to compile."""
 
 
 class Geometry(NamedTuple):
@@ -198,6 +201,7 @@ def _depthwise_weight_gradient(x, g, view: Window, out: tuple[int, ...]):
     stores a copy of x for every tap: 2 to 4 times slower, and most of a training step's memory.
     So the sum over every `_ROWS` rows is written out, and a product with ones does the rest.
     """
+    together = _ROWS if math.prod(view.kernel) <= _FEW_TAPS else 1
     wide = jnp.promote_types(x.dtype, jnp.float32)
     sums = []
     for tap in product(*map(range, view.kernel)):
@@ -205,9 +209,9 @@ def _depthwise_weight_gradient(x, g, view: Window, out: tuple[int, ...]):
             j * d - before for j, d, (before, _) in zip(tap, view.dilations, view.pads, strict=True)
         ]
         rows, *others = map(_seeing, offsets, x.shape[1:-1], out, view.strides)
-        whole = len(rows) // _ROWS * _ROWS
+        whole = len(rows) // together * together
         blocks = [
-            [rows[i:whole:_ROWS] for i in range(_ROWS) if whole],
+            [rows[i:whole:together] for i in range(together) if whole],
             [rows[i : i + 1] for i in range(whole, len(rows))],
         ]
         total = jnp.zeros(x.shape[-1:], wide)
