@@ -39,13 +39,14 @@ ORACLE = ROOT / ".venv-oracles" / "bin" / "python"
 
 class Model(NamedTuple):
     """Nodes that make "y"; the tensors beside the inputs that have grids; `channels`: a weight
-    scale for each output."""
+    scale for each output; `shared`: "y" has the grid of "x" where the backend asks it."""
 
     nodes: list[Any]
     inputs: dict[str, np.ndarray]
     params: Mapping[str, np.ndarray] = MappingProxyType({})
     tensors: tuple[str, ...] = ("y",)
     channels: bool = True
+    shared: bool = False
 
 
 Draw = Callable[[np.random.Generator], Model]
@@ -121,6 +122,8 @@ def on_litert(kernels: str) -> Case:
         graph, params = case(model.nodes, model.inputs, ["y"], model.params)
         grid = S8 if i % 2 else U8
         encodings = encoded(graph, params, model.inputs, model.tensors, activation=grid, seed=i)
+        if model.shared:
+            encodings = Encodings({**encodings.tensors, "y": encodings["x"]})
         return litert_pair(ORACLE, folder, (graph, params, encodings), model.inputs["x"], kernels)
 
     return run
@@ -260,6 +263,21 @@ def average_pool(rng: np.random.Generator) -> Model:
     return Model([node("AveragePool", "x", "y", **attrs)], {"x": _normal(rng, *shape)})
 
 
+def mean(rng: np.random.Generator) -> Model:
+    shape = [int(v) for v in rng.integers(1, 14, 4)]
+    axes = rng.permutation(4)[: rng.integers(1, 5)].tolist()
+    return Model([node("ReduceMean", "x", "y", axes=axes)], {"x": _normal(rng, *shape)})
+
+
+def resize(rng: np.random.Generator) -> Model:
+    shape, after = (tuple(int(v) for v in rng.integers(2, 20, 4)) for _ in range(2))
+    mode = ("half_pixel", "align_corners", "asymmetric")[rng.integers(3)]
+    attrs = {"mode": "linear", "coordinate_transformation_mode": mode}
+    sizes = {"sizes": np.int64([*shape[:2], *after[2:]])}
+    made = [node("Resize", "x - - sizes", "y", **attrs)]
+    return Model(made, {"x": _normal(rng, *shape)}, sizes, shared=True)
+
+
 def max_pool(rng: np.random.Generator) -> Model:
     model = average_pool(rng)
     attrs = {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [1, 1, 0, 1]}
@@ -289,17 +307,19 @@ OPERATORS: dict[str, Draw] = {
     "Concat": concat,
     "AveragePool": average_pool,
     "GlobalAveragePool": unary("GlobalAveragePool"),
+    "ReduceMean": mean,
+    "Resize, linear": resize,
     "MaxPool": max_pool,
     "Sigmoid": unary("Sigmoid"),
     "LeakyRelu": unary("LeakyRelu", alpha=0.1),
     "Softmax": softmax,
 }
 _LITERT = ("Conv 2-D", "Conv depthwise", "Gemm", "Add, one input", "Mul, one input",
-           "GlobalAveragePool")  # fmt: skip
+           "GlobalAveragePool", "ReduceMean", "Resize, linear")  # fmt: skip
 TABLES: dict[str, tuple[Case, tuple[str, ...]]] = {
     "onnxruntime": (on_onnxruntime, tuple(n for n in OPERATORS if "one input" not in n)),
     "litert": (on_litert("ref"), _LITERT),
-    "xnnpack": (on_litert("auto"), _LITERT[:4]),
+    "xnnpack": (on_litert("auto"), _LITERT[:-1]),
     "mnn": (on_mnn, ("Conv 2-D", "Conv depthwise", "Gemm", "MatMul, weight")),
     "ncnn": (on_ncnn, ("Conv 2-D", "Conv grouped", "Conv depthwise", "Conv dilated", "Gemm")),
 }

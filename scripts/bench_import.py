@@ -142,6 +142,10 @@ def bench(path: Path, batch: int | None) -> Iterator[dict]:
     size = batch or 32
     name = f"{stem}: training step over forward, batch {size}"
     bar = 4.0 if stem in TRAINING else None
+    scratch = jitted.lower(on_device, inputs).compile().memory_analysis().temp_size_in_bytes
+    yield row(
+        f"{stem}: training step, scratch, batch {size}", scratch / 1e6, "MB", None, "in a jit"
+    )
     detail = f"{plain * 1e3:.1f} ms over {base * 1e3:.1f} ms"
     yield row(f"{name}, jit", plain / base, "ratio", bar, detail)
     detail = f"{scanned * 1e3:.1f} ms over {base * 1e3:.1f} ms"

@@ -56,15 +56,15 @@ def _run(group: Group, site: Site, table: Any, values: Sequence[Laid | None]) ->
     axes = mean_axes(node, site, x.array.ndim)
     if not keep and not {*range(2, x.array.ndim)} <= {*axes}:
         x = to_onnx(x)
-    places = tuple(new_axis(a, x.array.ndim) if x.last else a for a in axes)
-    count = math.prod(x.array.shape[a] for a in places)
+    laid = tuple(new_axis(a, x.array.ndim) if x.last else a for a in axes)
+    count = math.prod(x.array.shape[a] for a in laid)
     assert isinstance(grid.format, Integer)
     if count << grid.format.bits >= 2**31:
         raise UnsupportedError(
             f"{site.where(group)}: a mean of {count} codes of {grid.format.name} overflows its "
             f"32 bit sum"
         )
-    total = true_codes(x.array, grid).sum(places, keepdims=keep)
+    total = true_codes(x.array, grid).sum(laid, keepdims=keep)
     last = x.last and keep
     out = out_grid(table, total.ndim, last)
     codes = rule.apply(total, count, table["rule"], out)

@@ -36,7 +36,8 @@ def coordinates(group: Group, site: Site) -> str:
 
 
 def image_axes(group: Group, site: Site, shape: Sequence[int]) -> tuple[Axis, Axis]:
-    """Rows and columns of an image of that shape as ONNX has it, which alone change."""
+    """Rows and columns of an image of that ONNX shape; UnsupportedError where others change, or
+    pytorch_half_pixel leaves one pixel."""
     node = group.head
     beside = [site.operands.value(name) if name else None for name in node.inputs[1:]]
     given = [v if v is not None and np.size(v) else None for v in (*beside, None, None, None)]

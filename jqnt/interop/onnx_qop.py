@@ -28,10 +28,10 @@ def to_qoperator(graph: Graph, params: Mapping[str, Any], encodings: Encodings) 
     """A model of integer operators that computes what the "onnxruntime" arithmetic emulates.
 
     The codes of tensor t are the tensor `t_quantized`; t itself exists in float where a float
-    operator or the caller reads it. A ReduceMean over the spatial axes is a global
-    pool, over others one of rows, since onnxruntime has no kernel for QLinearReduceMean; Slice,
-    Pad and their like work on the codes, padding with the zero point. Fused clamps that the
-    output type does not do follow on the codes. Weights of fewer than 8 bits are int8 codes.
+    operator or the caller reads it. A ReduceMean over the spatial axes is a global pool, over
+    others one of rows, since onnxruntime has no kernel for QLinearReduceMean; Slice, Pad and their
+    like work on the codes, padding with the zero point. Fused clamps that the output type does not
+    do follow on the codes. Weights of fewer than 8 bits are int8 codes.
 
     Raises UnsupportedError, naming the nodes, for what these operators do not take: activations
     of other than 8 bits or of both signs at one operator, block-wise weights.
@@ -189,14 +189,12 @@ def _made(group: Group, writer: _Writer) -> str:
 
 
 def _clamped(group: Group, writer: _Writer) -> None:
-    target, made, grid = (
-        f"{group.output}_quantized",
-        _made(group, writer),
-        clamp(group, writer.site),
-    )
-    y, low, high = writer.site.grids[group.output], grid["low"], grid["high"]
+    """The clamp behind the head, where the output type does not do it."""
+    target, made = f"{group.output}_quantized", _made(group, writer)
     if made == target:
         return
+    y, grid = writer.site.grids[group.output], clamp(group, writer.site)
+    low, high = grid["low"], grid["high"]
     if low.ndim == high.ndim == 0:
         dtype = _type(y, group.output)
         bounds = {"low": low.astype(dtype), "high": high.astype(dtype)}

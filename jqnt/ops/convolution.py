@@ -198,8 +198,8 @@ def _depthwise_weight_gradient(x, g, view: Window, out: tuple[int, ...]):
     """For each tap the sum of x * g over the outputs from which it sees data.
 
     XLA fuses shifted slices into elementwise sums, but not into reductions, before which it
-    stores a copy of x for every tap: 2 to 4 times slower, and most of a training step's memory.
-    So the sum over every `_ROWS` rows is written out, and a product with ones does the rest.
+    stores a copy of x for every tap, most of a training step's memory. So the sum over every
+    `_ROWS` rows is written out, and a product with ones does the rest.
     """
     together = _ROWS if math.prod(view.kernel) <= _FEW_TAPS else 1
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -216,11 +216,10 @@ def _depthwise_weight_gradient(x, g, view: Window, out: tuple[int, ...]):
         ]
         total = jnp.zeros(x.shape[-1:], wide)
         for block in blocks if all(others) else ():
-            terms = [
-                _cut(x, [row, *others], offsets, view.strides).astype(wide)
-                * _cut(g, [row, *others]).astype(wide)
-                for row in block
-            ]
+            terms = []
+            for places in ([row, *others] for row in block):
+                seen = x[(slice(None), *map(_inputs, places, offsets, view.strides))]
+                terms.append(seen.astype(wide) * g[(slice(None), *map(_inputs, places))])
             if terms:
                 some = sum(terms[1:], terms[0]).reshape(-1, x.shape[-1])
                 total = total + jnp.ones(len(some), wide) @ some
@@ -234,17 +233,10 @@ def _seeing(offset: int, size: int, count: int, stride: int) -> range:
     return range(first, max(min((size - 1 - offset) // stride + 1, count), first))
 
 
-def _cut(x, places: list[range], offsets=None, strides=None):
-    """x at places * stride + offset, axis by axis."""
-    rank = len(places)
-    starts, ends, steps = [], [], []
-    for place, offset, stride in zip(
-        places, offsets or (0,) * rank, strides or (1,) * rank, strict=True
-    ):
-        starts.append(place[0] * stride + offset)
-        ends.append(place[-1] * stride + offset + 1)
-        steps.append(place.step * stride)
-    return lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[-1]), (1, *steps, 1))
+def _inputs(outputs: range, offset: int = 0, stride: int = 1) -> slice:
+    """t * stride + offset for each output t."""
+    first, last = (t * stride + offset for t in (outputs[0], outputs[-1]))
+    return slice(first, last + 1, outputs.step * stride)
 
 
 def _canonical(x, kernel, strides, pads, dilations, groups, input_dilation=None):

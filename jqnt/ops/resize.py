@@ -38,7 +38,10 @@ def resize(node, x, roi=None, scales=None, sizes=None):
 
 
 def plan_of(node, shape, roi=None, scales=None, sizes=None) -> list[Axis]:
-    """What becomes of each axis that a Resize node names, of a tensor of that shape."""
+    """What becomes of each axis that a Resize node names, of a tensor of that ONNX shape.
+
+    ModelError where roi, scales or sizes do not fit the axes.
+    """
     rank = len(shape)
     axes = [a % rank for a in node.attrs.get("axes", range(rank))]
     before = [shape[a] for a in axes]
