@@ -28,7 +28,7 @@ from jqnt.formats import Integer
 from jqnt.integer import lower
 from jqnt.interop.ncnn import to_ncnn
 from jqnt.interop.onnx_qop import to_qoperator
-from tests.backends import litert_pair, mnn_outputs, ncnn_outputs
+from tests.backends import litert_pair, mnn_outputs, ncnn_arithmetic, ncnn_outputs
 from tests.built import node
 from tests.quantized_case import S8, U8, WEIGHT, case, encoded, ort_session
 
@@ -147,7 +147,7 @@ def on_ncnn(model: Model, i: int, folder: Path) -> tuple[np.ndarray, np.ndarray]
     encodings = Encodings(centred)
     layers = to_ncnn(graph, params, encodings)
     theirs = ncnn_outputs(ORACLE, folder, layers, model.inputs["x"], "x", "y")
-    return np.asarray(lower(graph, params, encodings, "ncnn")(model.inputs)["y"]), theirs
+    return np.asarray(lower(graph, params, encodings, ncnn_arithmetic())(model.inputs)["y"]), theirs
 
 
 def _without_bias_grid(model: Model, activation: Integer, weight: Integer, seed: int) -> Any:

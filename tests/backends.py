@@ -54,6 +54,12 @@ def mnn_outputs(
     return _run(oracle, folder, "oracle_mnn.py", ["m.onnx", "m.json", "x.npy", "y.npy"])
 
 
+def ncnn_arithmetic() -> str:
+    """Whose kernels ncnn takes on this processor."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "ncnn" if "avx512bw" in flags else "ncnn-avx2"
+
+
 def ncnn_outputs(
     oracle: Path,
     folder: Path,

@@ -20,7 +20,7 @@ from jqnt.placement import plan
 from jqnt.plan import bind
 from jqnt.transforms.cleanup import cleanup
 from jqnt.transforms.fold_bn import fold_bn
-from tests.backends import ncnn_outputs
+from tests.backends import ncnn_arithmetic, ncnn_outputs
 from tests.built import node
 from tests.quantized_case import U8, case, encoded
 
@@ -82,7 +82,7 @@ def test_every_code_is_ncnn_s(oracles, tmp_path, name):
         encodings = _symmetric(Encodings(grids))
         layers = to_ncnn(graph, params, encodings)
         theirs = ncnn_outputs(oracles, tmp_path, layers, inputs["x"], "x", "y")
-        ours = np.asarray(lower_integers(graph, params, encodings, "ncnn")(inputs)["y"])
+        ours = np.asarray(lower_integers(graph, params, encodings, ncnn_arithmetic())(inputs)["y"])
         assert ours.shape == theirs.shape and len(np.unique(theirs)) > 20
         assert int((ours != theirs).sum()) == 0
 
@@ -99,7 +99,7 @@ def test_whole_digits_models(data, oracles, tmp_path, name):
     layers = to_ncnn(graph, params, encodings)
     (entry,), (result,) = graph.inputs, graph.outputs
     theirs = ncnn_outputs(oracles, tmp_path, layers, images, entry, result)
-    ours = np.asarray(lower_integers(graph, params, encodings, "ncnn")(inputs)[result])
+    ours = np.asarray(lower_integers(graph, params, encodings, ncnn_arithmetic())(inputs)[result])
     assert theirs.size == 2560 and int((ours != theirs).sum()) == 0
 
 
@@ -137,7 +137,7 @@ def test_ties_are_broken_as_ncnn_s_kernels_break_them(oracles, tmp_path, name, c
     encodings = Encodings(grids)
     layers = to_ncnn(graph, params, encodings)
     theirs = ncnn_outputs(oracles, tmp_path, layers, inputs["x"], "x", "y")
-    ours = np.asarray(lower_integers(graph, params, encodings, "ncnn")(inputs)["y"])
+    ours = np.asarray(lower_integers(graph, params, encodings, ncnn_arithmetic())(inputs)["y"])
     assert len(np.unique(theirs)) > 50 and int((ours != theirs).sum()) == 0
 
 

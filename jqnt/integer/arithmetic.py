@@ -164,6 +164,16 @@ _ALL = (
         only_products=True,
     ),
     Arithmetic(
+        "ncnn-avx2",
+        ncnn.CONV,
+        real=ncnn.CONV_REAL,
+        dense=ncnn.DENSE,
+        dense_real=ncnn.DENSE_REAL,
+        convolution=ncnn.finish_avx2,
+        enter=requantize.ENTER_AWAY,
+        only_products=True,
+    ),
+    Arithmetic(
         "dyadic",
         requantize_fixed.DYADIC,
         requantize_fixed.RESCALE_DYADIC,
@@ -182,9 +192,10 @@ session.x64quantprecision: else pairs of uint8 x int8 products saturate at 16 bi
 tflite-reference: the reference kernels, two roundings (fully connected layers one, as LiteRT
 2.3.0 does). tflite-single: the same built with one. xnnpack: LiteRT's default on x86-64. mnn,
 ncnn: their int8 layers on x86-64, all others in float32 (MNN's AVX2 and AVX-512 kernels alike;
-ncnn without its packed layout, whose depthwise layers take the processor's approximate
-reciprocal). dyadic: HAWQ-V3,
-with the Softmax and LayerNorm of I-BERT. power-of-two: shifts only."""
+ncnn's with AVX-512, and without its packed layout, whose depthwise layers take the processor's
+approximate reciprocal). ncnn-avx2: ncnn on processors without AVX-512, whose depthwise kernels
+add the bias in an instruction of its own. dyadic: HAWQ-V3, with the Softmax and LayerNorm of
+I-BERT. power-of-two: shifts only."""
 
 
 def arithmetic_named(name: str) -> Arithmetic:

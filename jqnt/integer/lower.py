@@ -18,6 +18,7 @@ from jqnt.graph.layout import Laid, last_quantizer, to_last, to_onnx
 from jqnt.graph.lower import call, checked_input, shape_inputs
 from jqnt.integer.absorb import absorb
 from jqnt.integer.arithmetic import arithmetic_named
+from jqnt.integer.exact import exact_mul
 from jqnt.integer.group import Group, Site, per_tensor
 from jqnt.integer.kernel_join import rescaled, rescaling
 from jqnt.integer.kernel_pool import float_mean
@@ -274,7 +275,7 @@ def _real(program: Program, name: str, env: Any, floats: Any, scales: Any) -> La
     if name not in grids:
         return value
     shift = true_codes(value.array, grids[name]) - scales[name]["out"].zero_point
-    return value._replace(array=shift.astype(jnp.float32) * scales[name]["scale"])
+    return value._replace(array=exact_mul(shift.astype(jnp.float32), scales[name]["scale"]))
 
 
 def _move_table(step: Move, site: Site) -> dict[str, Any]:

@@ -11,23 +11,37 @@ from jqnt.integer.exact import exact_fma, exact_mul, to_float
 from jqnt.integer.requantize import half_away, roundf
 from jqnt.integer.rule import Finish, Out, Rule
 
-__all__ = ["CONV", "CONV_REAL", "DENSE", "DENSE_REAL", "DEPTHWISE", "DEPTHWISE_3X3", "finish"]
+__all__ = [
+    "CONV",
+    "CONV_REAL",
+    "DENSE",
+    "DENSE_REAL",
+    "DEPTHWISE",
+    "DEPTHWISE_3X3",
+    "finish",
+    "finish_avx2",
+]
 
 
 def finish(node: Node, weight: tuple[int, ...]) -> Finish:
-    """The rules of a convolution whose weight has that shape.
+    """The rules of a convolution whose weight has that shape, on processors with AVX-512.
 
     A group for each channel has kernels of its own, in which product and bias are two
     instructions unless the taps are 3 x 3, next to each other, at strides of 1 or 2.
     """
-    groups = node.attrs.get("group", 1)
-    if groups == 1 or weight[:2] != (groups, 1):
-        return Finish(CONV, CONV_REAL)
+    found = finish_avx2(node, weight)
     near = set(node.attrs.get("dilations", (1,))) == {1}
     strides = tuple(node.attrs.get("strides", (1, 1)))
-    if weight[2:] == (3, 3) and near and strides in ((1, 1), (2, 2)):
+    if found.codes is DEPTHWISE and weight[2:] == (3, 3) and near and strides in ((1, 1), (2, 2)):
         return Finish(DEPTHWISE_3X3, CONV_REAL)
-    return Finish(DEPTHWISE, DENSE_REAL)
+    return found
+
+
+def finish_avx2(node: Node, weight: tuple[int, ...]) -> Finish:
+    """Those on processors with AVX2 alone, whose depthwise kernels all take two instructions."""
+    groups = node.attrs.get("group", 1)
+    depthwise = groups > 1 and weight[:2] == (groups, 1)
+    return Finish(DEPTHWISE, DENSE_REAL) if depthwise else Finish(CONV, CONV_REAL)
 
 
 def _prepare(sx, sw, sy, bias, real_bias) -> dict:
@@ -68,7 +82,7 @@ CONV = _requantized(_fused, half_away)
 """Convolutions, and those of several groups: product and bias fused."""
 
 DEPTHWISE_3X3 = _requantized(_fused, roundf)
-"""convolutiondepthwise_3x3_int8.h."""
+"""convolutiondepthwise_3x3_int8.h, with AVX-512."""
 
 DEPTHWISE = _requantized(_separate, roundf)
 """All other depthwise convolutions."""
